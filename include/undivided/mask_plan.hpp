@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// A mask, classed exactly at 64 x 64 blocks: what kernels skip, what they mask, what they take
+// whole.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace undivided {
+
+enum class BlockClass : std::uint8_t { empty, partial, full };
+
+/// Immutable once made. Blocks start at local index 0 of each sequence and are clipped to its
+/// lengths.
+class MaskPlan {
+ public:
+  static constexpr int block = 64;
+  using Tile = std::array<std::uint64_t, block>;
+
+  /// Blocks [begin, end) of one row (or column) of blocks, all Full when tiles < 0; else all
+  /// Partial, and block i has bit tile tile_ids[tiles + i - begin].
+  struct Run {
+    std::int32_t begin = 0, end = 0, tiles = -1;
+  };
+  /// One distinct (lengths, origins, batch and head where the program reads them).
+  struct Entry {
+    std::int64_t q_len = 0, k_len = 0;
+    std::int32_t q_blocks = 0, k_blocks = 0;
+    std::int32_t query_runs =
+        0;  ///< runs of query block i: run_offsets[query_runs + i] .. [query_runs + i + 1]
+    std::int32_t key_runs = 0;  ///< the same for key block i
+    std::int64_t empty = 0, partial = 0, full = 0, kept_pairs = 0, rows_without_key = 0;
+  };
+
+  std::vector<Entry> entries;
+  std::int64_t batch = 0, heads = 0;
+  std::vector<std::int32_t> entry_of;  ///< [batch * heads]
+  std::vector<std::int32_t> run_offsets;
+  std::vector<Run> runs;
+  std::vector<std::int32_t> tile_ids;
+  std::vector<Tile> tiles_by_query;  ///< word = query row, bit = key; the same ids as by key
+  std::vector<Tile> tiles_by_key;    ///< word = key row, bit = query
+
+  const Entry& entry(std::int64_t b, std::int64_t h) const {
+    return entries[static_cast<std::size_t>(entry_of[static_cast<std::size_t>(b * heads + h)])];
+  }
+  std::int64_t kept_pairs() const;  ///< over all batches and heads
+  /// Class of the part of the plan that covers queries [q0, q1) and keys [k0, k1) of an entry.
+  BlockClass classify(
+      const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
+
+  /// The same arrays on a CUDA device, when the plan was made for one.
+  struct DeviceCopy {
+    const Entry* entries = nullptr;
+    const std::int32_t* entry_of = nullptr;
+    const std::int32_t* run_offsets = nullptr;
+    const Run* runs = nullptr;
+    const std::int32_t* tile_ids = nullptr;
+    const Tile* tiles_by_query = nullptr;
+    std::shared_ptr<void> owner;
+  };
+  DeviceCopy device;
+};
+
+}  // namespace undivided

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lengths, origins and row addresses of one sequence, read from host Args after normalisation.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "undivided/plan.hpp"
+
+namespace undivided {
+
+/// Reads element i of an i32 or i64 host view of rank 1.
+inline std::int64_t index_at(const View& v, std::int64_t i) {
+  return v.dtype == DType::i32 ? static_cast<const std::int32_t*>(v.data)[i * v.step(0)]
+                               : static_cast<const std::int64_t*>(v.data)[i * v.step(0)];
+}
+
+struct Sequence {
+  std::int64_t q_len = 0, k_len = 0;
+  std::int64_t q_first = 0, k_first = 0;    // first packed row (ragged), else 0
+  std::int64_t q_origin = 0, k_origin = 0;  // position of local index 0
+};
+
+inline std::int64_t batch_of(const Spec& spec, const Args& a) {
+  return spec.rows == RowKind::ragged ? a.q.offsets.size(0) - 1 : a.q.data.size(0);
+}
+inline std::int64_t query_heads(const Args& a) { return a.q.data.size(1); }
+inline std::int64_t kv_heads(const Args& a) { return a.kv.k.size(1); }
+
+inline Sequence sequence(const Spec& spec, const Args& a, std::int64_t b) {
+  Sequence s;
+  if (spec.rows == RowKind::ragged) {
+    s.q_first = index_at(a.q.offsets, b);
+    s.q_len = index_at(a.q.offsets, b + 1) - s.q_first;
+  } else {
+    s.q_len = spec.q_lengths ? index_at(a.q.lengths, b) : a.q.data.size(2);
+  }
+  if (spec.kv == KvKind::ragged) {
+    s.k_first = index_at(a.kv.offsets, b);
+    s.k_len = index_at(a.kv.offsets, b + 1) - s.k_first;
+  } else if (spec.kv == KvKind::paged || spec.k_lengths) {
+    s.k_len = index_at(a.kv.lengths, b);
+  } else {
+    s.k_len = a.kv.k.size(2);
+  }
+  if (spec.origin == Origin::end) s.q_origin = s.k_len - s.q_len;
+  if (spec.origin == Origin::given) {
+    s.q_origin = a.q_origin ? index_at(a.q_origin, b) : 0;
+    s.k_origin = a.k_origin ? index_at(a.k_origin, b) : 0;
+  }
+  return s;
+}
+
+/// Address of a row of Q, O, dO or dQ (`v` normalised to 4-D dense or 3-D ragged).
+inline std::byte* row_address(const Spec& spec,
+                              const View& v,
+                              const Sequence& s,
+                              std::int64_t b,
+                              std::int64_t h,
+                              std::int64_t i) {
+  const std::int64_t at = spec.rows == RowKind::ragged
+                              ? (s.q_first + i) * v.stride[0] + h * v.stride[1]
+                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+}
+
+/// Address of a row of K, V, dK or dV, and how many following tokens share its token stride.
+struct KeyRun {
+  std::byte* data = nullptr;
+  std::int64_t stride = 0;  // bytes between tokens
+  std::int64_t count = 0;   // tokens from here that lie at this stride
+};
+inline KeyRun key_run(const Spec& spec,
+                      const Kv& kv,
+                      const View& v,
+                      const Sequence& s,
+                      std::int64_t b,
+                      std::int64_t h,
+                      std::int64_t j) {
+  const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
+  auto* base = static_cast<std::byte*>(v.data);
+  if (spec.kv == KvKind::ragged)
+    return {base + ((s.k_first + j) * v.stride[0] + h * v.stride[1]) * bytes,
+            v.stride[0] * bytes,
+            s.k_len - j};
+  if (spec.kv == KvKind::dense)
+    return {base + (b * v.stride[0] + h * v.stride[1] + j * v.stride[2]) * bytes,
+            v.stride[2] * bytes,
+            s.k_len - j};
+  const std::int64_t size = v.size(2), slot = j / size, in_page = j % size;
+  const View& t = kv.page_table;
+  const std::int64_t at = b * t.stride[0] + slot * t.stride[1];
+  const std::int64_t page = t.dtype == DType::i32 ? static_cast<const std::int32_t*>(t.data)[at]
+                                                  : static_cast<const std::int64_t*>(t.data)[at];
+  return {base + (page * v.stride[0] + h * v.stride[1] + in_page * v.stride[2]) * bytes,
+          v.stride[2] * bytes,
+          std::min(size - in_page, s.k_len - j)};
+}
+
+/// Where the LSE (or max, dLSE) of row i is: dense [batch, head, token], ragged [head, total].
+inline std::byte* row_scalar_address(const Spec& spec,
+                                     const View& v,
+                                     const Sequence& s,
+                                     std::int64_t b,
+                                     std::int64_t h,
+                                     std::int64_t i) {
+  const std::int64_t at = spec.rows == RowKind::ragged
+                              ? h * v.stride[0] + (s.q_first + i) * v.stride[1]
+                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+}
+inline float* row_scalar(const Spec& spec,
+                         const View& v,
+                         const Sequence& s,
+                         std::int64_t b,
+                         std::int64_t h,
+                         std::int64_t i) {
+  return reinterpret_cast<float*>(row_scalar_address(spec, v, s, b, h, i));
+}
+
+/// Where key_mass of key j is: dense or paged [batch, head, k], ragged [head, total_k].
+inline std::byte* key_scalar_address(const Spec& spec,
+                                     const View& v,
+                                     const Sequence& s,
+                                     std::int64_t b,
+                                     std::int64_t h,
+                                     std::int64_t j) {
+  const std::int64_t at = spec.kv == KvKind::ragged
+                              ? h * v.stride[0] + (s.k_first + j) * v.stride[1]
+                              : b * v.stride[0] + h * v.stride[1] + j * v.stride[2];
+  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+}
+
+}  // namespace undivided
