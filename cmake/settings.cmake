@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Compiler settings shared by all targets, per-file ISA flags, and the two generated sources.
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_C_COMPILER_LAUNCHER ${CCACHE})
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+# Language level, warnings and sanitizers of one target.
+function(undivided_settings target)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  if(UNDIVIDED_DEVELOPER_MODE)
+    target_compile_options(${target} PRIVATE
+      $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wconversion>)
+    # gcc warns about padding of 64-byte vectors passed by value; these never cross a library border.
+    target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-psabi>)
+    if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+      find_program(LLD NAMES ld.lld-19 ld.lld)
+      if(LLD)
+        target_link_options(${target} PRIVATE -fuse-ld=lld)
+      endif()
+    endif()
+  endif()
+  if(UNDIVIDED_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(UNDIVIDED_SANITIZE)
+    set(flags -fsanitize=${UNDIVIDED_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_compile_options(${target} PUBLIC ${flags})
+    target_link_options(${target} PUBLIC ${flags})
+  endif()
+endfunction()
+
+# The files of src/cpu are written once and compiled per instruction set.
+function(undivided_isa_flags)
+  set(common -fno-math-errno)
+  if(NOT UNDIVIDED_SANITIZE)
+    list(APPEND common -O3)
+  endif()
+  set(flags_scalar)
+  set(flags_avx2 -mavx2 -mfma -mf16c)
+  set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
+                   -mprefer-vector-width=512)
+  foreach(source IN LISTS ARGN)
+    if(source MATCHES "/src/cpu/isa/([a-z0-9]+)[a-z0-9_]*\\.cpp$")
+      set(isa ${CMAKE_MATCH_1})
+      set(flags ${common})
+      if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+        list(APPEND flags ${flags_${isa}})
+      endif()
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")
+    elseif(source MATCHES "/src/cpu/")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${common}")
+    endif()
+  endforeach()
+endfunction()
+
+# Kernel sources become one generated file: no CUDA toolkit is needed to build.
+function(undivided_embed_kernels target)
+  set(folder ${PROJECT_SOURCE_DIR}/src/cuda)
+  file(GLOB kernels CONFIGURE_DEPENDS ${folder}/device/*.cuh ${folder}/kernels/*.cuh)
+  set(script ${PROJECT_SOURCE_DIR}/cmake/embed.cmake)
+  set(out ${PROJECT_BINARY_DIR}/generated/embedded.cpp)
+  set(list ${PROJECT_BINARY_DIR}/generated/embedded.txt)
+  file(CONFIGURE OUTPUT ${list} CONTENT "${kernels}\n")
+  add_custom_command(
+    OUTPUT ${out}
+    COMMAND ${CMAKE_COMMAND} -DROOT=${folder} -DLIST=${list} -DOUT=${out} -P ${script}
+    DEPENDS ${kernels} ${script} ${list}
+    COMMENT "Embedding kernel sources"
+    VERBATIM)
+  target_sources(${target} PRIVATE ${out})
+endfunction()
+
+# The commit is looked up at every build; the file changes, and recompiles, only when it does.
+function(undivided_build_info target)
+  set(out ${PROJECT_BINARY_DIR}/generated/build_info.cpp)
+  add_custom_target(${target}_build_info
+    COMMAND ${CMAKE_COMMAND} -DOUT=${out} -DROOT=${PROJECT_SOURCE_DIR}
+            -DCOMPILER=${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION}
+            -DBUILD_TYPE=${CMAKE_BUILD_TYPE} -P ${PROJECT_SOURCE_DIR}/cmake/build_info.cmake
+    BYPRODUCTS ${out}
+    VERBATIM)
+  add_dependencies(${target} ${target}_build_info)
+  target_sources(${target} PRIVATE ${out})
+endfunction()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+# One GoogleTest executable per area: tests/<area>_*_test.cpp and tests/<area>_test.cpp make
+# test_<area>. Helpers shared by several areas live in tests/support/*.cpp.
+find_package(GTest QUIET)
+find_package(rapidcheck QUIET)
+if(NOT GTest_FOUND)
+  message(STATUS "GoogleTest not found: tests are not built")
+  return()
+endif()
+
+file(GLOB support_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/support/*.cpp)
+file(GLOB test_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*_test.cpp)
+
+add_library(test_settings INTERFACE)
+target_include_directories(test_settings INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}
+                                                   ${PROJECT_SOURCE_DIR}/tests)
+target_compile_definitions(test_settings INTERFACE
+  UNDIVIDED_SOURCE_DIR="${PROJECT_SOURCE_DIR}" UNDIVIDED_BINARY_DIR="${PROJECT_BINARY_DIR}")
+# Tests mix signed and unsigned freely; the library may not.
+target_compile_options(test_settings INTERFACE -Wno-conversion -Wno-sign-conversion)
+target_link_libraries(test_settings INTERFACE undivided Threads::Threads GTest::gtest GTest::gmock
+                      fmt::fmt-header-only nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
+if(UNDIVIDED_TBB)
+  target_link_libraries(test_settings INTERFACE TBB::tbb)
+endif()
+find_library(RAPIDCHECK_LIBRARY rapidcheck)
+if(TARGET rapidcheck)
+  target_link_libraries(test_settings INTERFACE rapidcheck)
+elseif(RAPIDCHECK_LIBRARY)
+  target_link_libraries(test_settings INTERFACE ${RAPIDCHECK_LIBRARY})
+endif()
+
+set(support_library)
+if(support_sources)
+  add_library(test_support STATIC ${support_sources})
+  undivided_settings(test_support)
+  target_link_libraries(test_support PUBLIC test_settings)
+  set(support_library test_support)
+endif()
+
+set(areas)
+foreach(source IN LISTS test_sources)
+  get_filename_component(name ${source} NAME)
+  string(REGEX MATCH "^[a-z0-9]+" area ${name})
+  list(APPEND areas ${area})
+  list(APPEND sources_${area} ${source})
+endforeach()
+list(REMOVE_DUPLICATES areas)
+
+foreach(area IN LISTS areas)
+  add_executable(test_${area} ${sources_${area}})
+  undivided_settings(test_${area})
+  target_link_libraries(test_${area} PRIVATE ${support_library} test_settings GTest::gtest_main)
+  if(TARGET undivided_cli)
+    add_dependencies(test_${area} undivided_cli)
+  endif()
+  add_test(NAME test_${area} COMMAND test_${area} --gtest_brief=1
+           --gtest_output=json:${PROJECT_BINARY_DIR}/results/test_${area}.json)
+endforeach()
+
+# Fuzzers need clang's libFuzzer; the corpus is replayed by test_core in every build.
+option(UNDIVIDED_FUZZ "Build the parser fuzzers (clang only)" OFF)
+if(UNDIVIDED_FUZZ)
+  file(GLOB fuzz_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/*_fuzz.cpp)
+  foreach(source IN LISTS fuzz_sources)
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(${name} ${source})
+    undivided_settings(${name})
+    target_link_libraries(${name} PRIVATE test_settings)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  endforeach()
+endif()
