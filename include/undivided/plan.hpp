@@ -45,7 +45,8 @@ struct Spec {
   std::shared_ptr<const expr::Program> score;  ///< lifted; never null
   bool sink = false, dropout = false, partial = false, max_logit = false, key_mass = false;
   bool mask_plan = false;  ///< Args carry a MaskPlan
-  bool dq = false, dk = false, dv_ = false, dlse = false, captured = false;  ///< backward
+  bool want_dq = false, want_dk = false, want_dv = false;  ///< backward
+  bool dlse = false, captured = false;                     ///< backward
   Determinism determinism = Determinism::fast;
   Precision precision{};
 
@@ -62,15 +63,16 @@ struct Bounds {
 };
 
 class BoundProgram;  ///< arrays and parameters attached to a program, and proved
+/// The positions that a problem can reach, ends included: what bind() proves a program for.
+struct Positions {
+  std::int64_t batch = 1, heads = 1;
+  std::int64_t q_low = 0, q_high = 0, k_low = 0, k_high = 0;
+  std::int64_t max_q_len = 0, max_k_len = 0;
+};
 /// Attaches contents: proves that integers stay in int32 and indices inside their arrays for every
-/// problem within `bounds`. Raises Error{bind}. Keep the handle: making it scans arrays once per
-/// version.
-std::shared_ptr<const BoundProgram> bind(const Mask& mask,
-                                         const Bounds& bounds,
-                                         std::int64_t heads);
-std::shared_ptr<const BoundProgram> bind(const Score& score,
-                                         const Bounds& bounds,
-                                         std::int64_t heads);
+/// problem within `reach`. Raises Error{bind}. Keep the handle: making it scans arrays once per version.
+std::shared_ptr<const BoundProgram> bind(const Mask& mask, const Positions& reach);
+std::shared_ptr<const BoundProgram> bind(const Score& score, const Positions& reach);
 
 /// Data of one run. On CUDA, lengths, offsets, tables, origins, arrays and the seed view are device
 /// memory.
