@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+// Names, tiles, text and grids of kernel specs.
+#include "cuda/spec.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <vector>
+
+#include "undivided/error.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+struct KindName {
+  KernelKind kind;
+  const char* name;      // in spec names
+  const char* function;  // the template in kernels/<file>.cuh
+  const char* file;
+};
+constexpr KindName kinds[] = {
+    {KernelKind::forward, "fwd", "forward", "forward"},
+    {KernelKind::combine, "combine", "combine", "combine"},
+    {KernelKind::key_mass, "keymass", "key_mass", "key_mass"},
+    {KernelKind::preprocess, "pre", "preprocess", "preprocess"},
+    {KernelKind::backward_q, "bwdq", "backward_q", "backward_q"},
+    {KernelKind::backward_kv, "bwdkv", "backward_kv", "backward_kv"},
+    {KernelKind::sink_gradient, "dsink", "sink_gradient", "preprocess"},
+    {KernelKind::merge, "merge", "merge", "combine"},
+    {KernelKind::init, "init", "init_max_logit", "combine"},
+};
+constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
+constexpr const char* row_names[] = {"dense", "ragged"};
+constexpr const char* kv_names[] = {"dense", "ragged", "paged"};
+
+const KindName& info(KernelKind kind) { return kinds[static_cast<std::size_t>(kind)]; }
+
+int rounded(int x, int to) { return (x + to - 1) / to * to; }
+int parts(int x, int size) { return (x + size - 1) / size; }
+
+bool has_tiles(KernelKind k) {
+  return k == KernelKind::forward || k == KernelKind::key_mass || k == KernelKind::backward_q ||
+         k == KernelKind::backward_kv;
+}
+
+const char* device_type(DType t) {
+  if (t == DType::f16) return "Half";
+  if (t == DType::bf16) return "BFloat16";
+  return "float";
+}
+const char* flag(bool b) { return b ? "true" : "false"; }
+
+// Columns of one chunk when `d` is cut into `n` chunks: a multiple of 16.
+int chunk_width(int d, int n) { return rounded(parts(d, n), 16); }
+
+}  // namespace
+
+int KernelSpec::tile_m() const {
+  const int d = std::max(dqk, dv);
+  switch (kind) {
+    case KernelKind::forward:
+      return 64;
+    case KernelKind::key_mass:
+      return dqk <= 256 ? 64 : 32;
+    case KernelKind::backward_q:
+      return d <= 256 ? 64 : 32;
+    case KernelKind::backward_kv:
+      return d <= 64 ? 64 : d <= 256 ? 32 : 16;
+    default:
+      return 0;
+  }
+}
+
+int KernelSpec::tile_n() const {
+  const int d = std::max(dqk, dv);
+  switch (kind) {
+    case KernelKind::forward: {
+      const int wide = std::max(dqk, chunk_width(dv, dv_chunks()));
+      return wide <= 128 ? 64 : wide <= 256 ? 32 : 16;
+    }
+    case KernelKind::key_mass:
+      return 64;
+    case KernelKind::backward_q:
+      return d <= 128 ? 64 : d <= 256 ? 32 : 16;
+    case KernelKind::backward_kv:
+      return d <= 256 ? 64 : 32;
+    default:
+      return 0;
+  }
+}
+
+int KernelSpec::dv_chunks() const { return kind == KernelKind::forward ? parts(dv, 256) : 1; }
+
+int KernelSpec::chunks() const {
+  if (kind == KernelKind::backward_q) return parts(dqk, 256);
+  if (kind == KernelKind::backward_kv) return parts(std::max(dqk, dv), 128);
+  return 1;
+}
+
+int KernelSpec::threads() const {
+  switch (kind) {
+    case KernelKind::forward:
+    case KernelKind::backward_q:
+      return tile_m() * 2;  // a warp owns 16 rows
+    case KernelKind::key_mass:
+    case KernelKind::backward_kv:
+      return tile_n() * 2;
+    case KernelKind::sink_gradient:
+      return 256;
+    default:
+      return 128;
+  }
+}
+
+std::size_t KernelSpec::shared_memory() const {
+  // Rows are padded by 16 bytes: an odd number of 16-byte chunks, so ldmatrix meets no conflict.
+  const auto tile = [](int rows, int d) {
+    return static_cast<std::size_t>(rows) * static_cast<std::size_t>(rounded(d, 16) + 8) * 2;
+  };
+  const int m = tile_m(), n = tile_n();
+  switch (kind) {
+    case KernelKind::forward:
+      return tile(m + n, dqk) + tile(n, chunk_width(dv, dv_chunks()));
+    case KernelKind::key_mass:
+      return tile(m + n, dqk);
+    case KernelKind::backward_q:
+    case KernelKind::backward_kv:
+      return tile(m + n, dqk) + tile(m + n, dv);
+    default:
+      return 0;
+  }
+}
+
+KernelSpec canonical(KernelSpec s) {
+  const KernelSpec none;
+  const bool tiles = has_tiles(s.kind);
+  if (!tiles) {
+    s.mask = none.mask;
+    s.score = none.score;
+    s.kv = none.kv;
+    s.aligned = none.aligned;
+    s.dqk = none.dqk;
+  }
+  if (s.kind != KernelKind::forward) s.packed = s.split = false;
+  if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
+  if (s.kind != KernelKind::backward_q) s.captured = false;
+  if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
+  if (s.kind == KernelKind::key_mass) s.dv = none.dv;
+  if (s.split || s.kind == KernelKind::key_mass || s.kind == KernelKind::preprocess ||
+      s.kind == KernelKind::sink_gradient || s.kind == KernelKind::init)
+    s.out = DType::f32;
+  if (s.kind == KernelKind::combine || s.kind == KernelKind::merge ||
+      s.kind == KernelKind::sink_gradient || s.kind == KernelKind::init)
+    s.dtype = none.dtype;
+  if (s.kind == KernelKind::sink_gradient || s.kind == KernelKind::init) s.dv = none.dv;
+  if (s.kind == KernelKind::init) s.rows = none.rows;
+  return s;
+}
+
+std::string KernelSpec::name() const {
+  std::string text = fmt::format(
+      "{}.sm{}.{}.o{}.d{}.v{}", info(kind).name, arch, name_of(dtype), name_of(out), dqk, dv);
+  if (has_tiles(kind))
+    text += fmt::format(".m{}n{}.{}.{}",
+                        tile_m(),
+                        tile_n(),
+                        mask_names[static_cast<int>(mask)],
+                        score ? "score" : "identity");
+  text += fmt::format(".{}.{}", row_names[static_cast<int>(rows)], kv_names[static_cast<int>(kv)]);
+  if (packed) text += ".packed";
+  if (split) text += ".split";
+  if (dropout) text += ".dropout";
+  if (!aligned) text += ".unaligned";
+  if (captured) text += ".captured";
+  if (wide_dout) text += ".widedout";
+  return text;
+}
+
+KernelSpec KernelSpec::parse(std::string_view name) {
+  const auto fail = [&](const std::string& why) -> KernelSpec {
+    throw Error{
+        Code::invalid_argument,
+        Stage::parse,
+        fmt::format(
+            "'{}' is not a kernel name: {}; a legal one is '{}'", name, why, KernelSpec{}.name())};
+  };
+  std::vector<std::string_view> words;
+  for (std::string_view rest = name;;) {
+    const auto dot = rest.find('.');
+    words.push_back(rest.substr(0, dot));
+    if (dot == std::string_view::npos) break;
+    rest.remove_prefix(dot + 1);
+  }
+  std::size_t at = 0;
+  const auto next = [&] { return at < words.size() ? words[at++] : std::string_view{}; };
+  const auto number = [&](std::string_view prefix, int& out_value) {
+    const std::string_view w = next();
+    if (w.substr(0, prefix.size()) != prefix) return false;
+    const char* end = w.data() + w.size();
+    const auto r = std::from_chars(w.data() + prefix.size(), end, out_value);
+    return r.ec == std::errc{} && r.ptr == end;
+  };
+  const auto choice = [&](const auto& names, auto& value) {
+    const std::string_view w = next();
+    for (std::size_t i = 0; i < std::size(names); ++i)
+      if (w == names[i]) {
+        value = static_cast<std::decay_t<decltype(value)>>(i);
+        return true;
+      }
+    return false;
+  };
+  const auto type = [&](std::string_view w, DType& t) {
+    for (const DType d : {DType::f16, DType::bf16, DType::f32})
+      if (w == name_of(d)) {
+        t = d;
+        return true;
+      }
+    return false;
+  };
+
+  KernelSpec s;
+  const std::string_view kind_word = next();
+  const auto* found = std::find_if(
+      std::begin(kinds), std::end(kinds), [&](const KindName& k) { return kind_word == k.name; });
+  if (found == std::end(kinds)) return fail("unknown kind");
+  s.kind = found->kind;
+  if (!number("sm", s.arch)) return fail("expected sm<arch>");
+  if (!type(next(), s.dtype)) return fail("expected f16 or bf16");
+  const std::string_view out_word = next();
+  if (out_word.empty() || out_word[0] != 'o' || !type(out_word.substr(1), s.out))
+    return fail("expected of16, obf16 or of32");
+  if (!number("d", s.dqk) || !number("v", s.dv)) return fail("expected d<n>.v<n>");
+  if (has_tiles(s.kind)) {
+    next();  // the tile follows from the rest; the whole name is compared below
+    if (!choice(mask_names, s.mask)) return fail("expected full, band, program or plan");
+    const std::string_view w = next();
+    if (w != "score" && w != "identity") return fail("expected score or identity");
+    s.score = w == "score";
+  }
+  if (!choice(row_names, s.rows)) return fail("expected dense or ragged rows");
+  if (!choice(kv_names, s.kv)) return fail("expected dense, ragged or paged keys");
+  while (at < words.size()) {
+    const std::string_view w = next();
+    if (w == "packed")
+      s.packed = true;
+    else if (w == "split")
+      s.split = true;
+    else if (w == "dropout")
+      s.dropout = true;
+    else if (w == "unaligned")
+      s.aligned = false;
+    else if (w == "captured")
+      s.captured = true;
+    else if (w == "widedout")
+      s.wide_dout = true;
+    else
+      return fail(fmt::format("unknown word '{}'", w));
+  }
+  if (s.dqk < 8 || s.dqk > 512 || s.dqk % 8 || s.dv < 8 || s.dv > 512 || s.dv % 8)
+    return fail("head dims are multiples of 8 from 8 to 512");
+  if (s.name() != name) return fail(fmt::format("these words mean '{}'", s.name()));
+  return s;
+}
+
+std::string compose(const KernelSpec& s, std::string_view mask, std::string_view score) {
+  const KindName& k = info(s.kind);
+  std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), k.file);
+  text += "namespace undivided::cuda {\nnamespace {\n\n";
+  text += "struct Config {\n";
+  text += fmt::format(
+      "  using Element = {};\n  using Out = {};\n", device_type(s.dtype), device_type(s.out));
+  const auto integer = [&](const char* name, int value) {
+    text += fmt::format("  static constexpr int {} = {};\n", name, value);
+  };
+  const auto boolean = [&](const char* name, bool value) {
+    text += fmt::format("  static constexpr bool {} = {};\n", name, flag(value));
+  };
+  integer("dqk", s.dqk);
+  integer("dv", s.dv);
+  integer("m", s.tile_m());
+  integer("n", s.tile_n());
+  integer("threads", s.threads());
+  integer("dv_chunks", s.dv_chunks());
+  integer("dv_width", chunk_width(s.dv, s.dv_chunks()));
+  integer("chunks", s.chunks());
+  text += fmt::format("  static constexpr MaskKind mask = MaskKind::{};\n",
+                      mask_names[static_cast<int>(s.mask)]);
+  text += fmt::format("  static constexpr RowKind rows = RowKind::{};\n",
+                      row_names[static_cast<int>(s.rows)]);
+  text +=
+      fmt::format("  static constexpr KvKind kv = KvKind::{};\n", kv_names[static_cast<int>(s.kv)]);
+  boolean("packed", s.packed);
+  boolean("split", s.split);
+  boolean("dropout", s.dropout);
+  boolean("aligned", s.aligned);
+  boolean("captured", s.captured);
+  boolean("wide_dout", s.wide_dout);
+  text += "};\n\n";
+  text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
+  text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
+  text += fmt::format(
+      "\n}}  // namespace\n\nextern \"C\" __global__ void __launch_bounds__({})\n"
+      "    {}(const __grid_constant__ Params p) {{\n  {}<Config, Mask, Score>(p);\n}}\n\n"
+      "}}  // namespace undivided::cuda\n",
+      s.threads(),
+      entry_name,
+      k.function);
+  return text;
+}
+
+long long rows_of(RowKind rows, const Params& p) {
+  return rows == RowKind::ragged ? p.heads * p.total_q
+                                 : static_cast<long long>(p.batch) * p.heads * p.max_q_len;
+}
+
+long long grid_size(const KernelSpec& s, const Params& p) {
+  const long long batch = p.batch;
+  const auto warps = [&](long long rows) { return (rows + 3) / 4; };  // one warp a row, 4 a block
+  switch (s.kind) {
+    case KernelKind::forward:
+      return batch * p.q_tiles * (s.packed ? p.kv_heads : p.heads) * s.dv_chunks() *
+             (s.split ? p.splits : 1);
+    case KernelKind::key_mass:
+      return batch * p.k_tiles * p.heads;
+    case KernelKind::backward_q:
+      return batch * p.q_tiles * p.heads * s.chunks();
+    case KernelKind::backward_kv:
+      return batch * p.k_tiles * p.kv_heads * s.chunks();
+    case KernelKind::combine:
+    case KernelKind::preprocess:
+    case KernelKind::merge:
+      return warps(rows_of(s.rows, p));
+    case KernelKind::sink_gradient:
+      return p.heads;
+    case KernelKind::init:
+      return (batch * p.heads + 127) / 128;
+  }
+  return 0;
+}
+
+}  // namespace undivided::cuda

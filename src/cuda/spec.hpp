@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// A KernelSpec holds what changes the machine code of a kernel, and has one printable, parsable
+// name.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "cuda/params.hpp"
+#include "undivided/plan.hpp"
+
+namespace undivided::cuda {
+
+enum class KernelKind : std::uint8_t {
+  forward,        // O and LSE, or one split's partial results
+  combine,        // splits -> O and LSE, in fixed order, plus the sink
+  key_mass,       // column sums of the weights, from the LSE
+  preprocess,     // delta = rowsum(dO * O) - dLSE
+  backward_q,     // dQ and captured gradients
+  backward_kv,    // dK and dV
+  sink_gradient,  // dsink
+  merge,          // two partial results, or one, plus a sink
+  init,           // max_logit = -inf
+};
+enum class MaskKind : std::uint8_t { full, band, program, plan };
+
+/// Only what changes machine code. Programs themselves are text: the cache key holds them.
+struct KernelSpec {
+  KernelKind kind = KernelKind::forward;
+  int arch = 80;  // the target: sm_<arch>; the family needs 80 or later
+  DType dtype = DType::bf16;
+  DType out = DType::bf16;  // of O, or of the gradients: dtype or f32
+  int dqk = 64, dv = 64;    // multiples of 8, 8..512
+  MaskKind mask = MaskKind::full;
+  bool score = false;  // a score program?
+  RowKind rows = RowKind::dense;
+  KvKind kv = KvKind::dense;
+  bool packed = false;  // forward: rows of a tile are token x head-in-group (not with plan)
+  bool split = false;   // forward: write partials of one key split
+  bool dropout = false;
+  bool aligned = true;     // every base and stride a multiple of 16 bytes: cp.async
+  bool captured = false;   // backward_q: gradients of captured arrays and parameters
+  bool wide_dout = false;  // backward: dO is float32 (rounded to dtype for the products)
+
+  friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
+
+  int tile_m() const;     // queries
+  int tile_n() const;     // keys
+  int dv_chunks() const;  // forward: CTAs that share one query tile's dv
+  int chunks() const;     // backward: column chunks of the gradients, each with its own CTA
+  int threads() const;
+  std::size_t shared_memory() const;  // dynamic, at most 99 KB
+
+  /// "fwd.sm80.bf16.obf16.d128.v128.m64n64.band.identity.dense.paged.packed.split"
+  std::string name() const;
+  static KernelSpec parse(std::string_view name);  // raises Error{invalid_argument}
+};
+
+/// Makes the spec canonical: fields that the kind does not read take their defaults, so that equal
+/// kernels have equal names.
+KernelSpec canonical(KernelSpec spec);
+
+/// The whole text for NVRTC. `mask` and `score` are definitions of `struct Mask` and `struct Score`
+/// (policies as in device/policy.cuh); empty text means none.
+std::string compose(const KernelSpec& spec,
+                    std::string_view mask = {},
+                    std::string_view score = {});
+/// The entry point in every module.
+inline constexpr const char* entry_name = "undivided_kernel";
+
+/// Thread blocks of a launch (x only).
+long long grid_size(const KernelSpec& spec, const Params& p);
+/// Rows of partial_o, partial_lse and delta. Row of (b, h, i): dense (b * heads + h) * max_q_len +
+/// i, ragged h * total_q + offset + i.
+long long rows_of(RowKind rows, const Params& p);
+
+}  // namespace undivided::cuda
