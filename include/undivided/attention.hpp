@@ -159,6 +159,7 @@ Gradients attention_backward(const Rows& dout,
 /// ragged [total, head, dim]) and LSE without the sink.
 struct Partial {
   Tensor o, lse;
+  bool ragged = false;  ///< o is [total, head, dim] and lse [head, total]
 };
 /// The partial over the union of two disjoint key sets. Associative up to rounding; a row with no
 /// key (LSE = -inf) is the identity. Rabe and Staats 2021, section 3.

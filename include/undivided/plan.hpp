@@ -44,7 +44,7 @@ struct Spec {
   std::shared_ptr<const expr::Program> mask;   ///< lifted; never null
   std::shared_ptr<const expr::Program> score;  ///< lifted; never null
   bool sink = false, dropout = false, partial = false, max_logit = false, key_mass = false;
-  bool mask_plan = false;  ///< Args carry a MaskPlan
+  bool mask_plan = false;                                  ///< Args carry a MaskPlan
   bool want_dq = false, want_dk = false, want_dv = false;  ///< backward
   bool dlse = false, captured = false;                     ///< backward
   Determinism determinism = Determinism::fast;
@@ -70,7 +70,8 @@ struct Positions {
   std::int64_t max_q_len = 0, max_k_len = 0;
 };
 /// Attaches contents: proves that integers stay in int32 and indices inside their arrays for every
-/// problem within `reach`. Raises Error{bind}. Keep the handle: making it scans arrays once per version.
+/// problem within `reach`. Raises Error{bind}. Keep the handle: making it scans arrays once per
+/// version.
 std::shared_ptr<const BoundProgram> bind(const Mask& mask, const Positions& reach);
 std::shared_ptr<const BoundProgram> bind(const Score& score, const Positions& reach);
 
@@ -94,7 +95,7 @@ struct Args {
   View dlse, dq, dk, dv, dsink;
   std::vector<View> d_arrays;  ///< per slot of the score program, float32; not given = not wanted
   View d_params;  ///< float32, one per parameter of the score program (lifted ones too)
-  // merge: (a, b) -> (o, lse)
+  // merge: (a, b) -> (o, lse); without b, (a, sink) -> (o, lse)
   View a_o, a_lse, b_o, b_lse;
 
   /// Copies lengths, offsets, tables and origins and validates them. Synchronises; refused during

@@ -252,22 +252,25 @@ void backward(const Spec& spec, const Args& args) {
 
 void merge(const Spec& spec, const Args& args) {
   const View& o = args.o;
-  for (std::int64_t b = 0; b < (spec.rows == RowKind::ragged ? 1 : o.size(0)); ++b)
+  const bool ragged = spec.rows == RowKind::ragged;
+  for (std::int64_t b = 0; b < (ragged ? 1 : o.size(0)); ++b)
     for (std::int64_t h = 0; h < o.size(1); ++h)
-      for (std::int64_t i = 0; i < (spec.rows == RowKind::ragged ? o.size(0) : o.size(2)); ++i) {
+      for (std::int64_t i = 0; i < (ragged ? o.size(0) : o.size(2)); ++i) {
         const Sequence s;
         const auto lse_of = [&](const View& v) {
-          return load_element(v.dtype, row_scalar_address(spec, v, s, b, h, i));
+          return v ? load_element(v.dtype, row_scalar_address(spec, v, s, b, h, i)) : -infinity;
         };
-        const double x = lse_of(args.a_lse), y = lse_of(args.b_lse), top = std::max(x, y);
+        const double x = lse_of(args.a_lse);
+        const double y =
+            spec.sink ? load_element(DType::f32, args.sink.at({h})) : lse_of(args.b_lse);
+        const double top = std::max(x, y);
         const double lse =
             top == -infinity ? top : top + std::log(std::exp(x - top) + std::exp(y - top));
         store_element(args.lse.dtype, row_scalar_address(spec, args.lse, s, b, h, i), lse);
         for (int d = 0; d < spec.dv; ++d) {
           const auto part = [&](const View& v, double part_lse) {
-            return part_lse == -infinity ? 0
-                                         : std::exp(part_lse - lse) *
-                                               at(v.dtype, row_address(spec, v, s, b, h, i), d);
+            if (!v || part_lse == -infinity) return 0.0;
+            return std::exp(part_lse - lse) * at(v.dtype, row_address(spec, v, s, b, h, i), d);
           };
           store_element(
               o.dtype,

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The warm path: spec -> plan -> workspace -> run.
+#include "attention/execute.hpp"
+
+#include <bit>
+
+#include "mask/plan.hpp"
+#include "problem/sequence.hpp"
+
+namespace undivided {
+namespace {
+
+/// A plan pays when a mask is not a band and there are enough queries to share it.
+bool wants_mask_plan(const Problem& p) {
+  return !p.args.mask->band.is_band && !p.args.mask->on_device &&
+         p.bounds.max_q_len > MaskPlan::block && p.bounds.batch > 0;
+}
+
+bool on_host(const View& v) { return !v || v.device.kind == Device::Kind::cpu; }
+
+}  // namespace
+
+Bounds rounded(const Bounds& bounds) {
+  const auto up = [](std::int64_t n) {
+    return n <= 1 ? n : static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(n)));
+  };
+  return {up(bounds.batch),
+          up(bounds.kv_heads),
+          up(bounds.total_q),
+          up(bounds.total_k),
+          up(bounds.max_q_len),
+          up(bounds.max_k_len),
+          up(bounds.pages)};
+}
+
+std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& context) {
+  std::vector<Sequence> sequences;
+  std::vector<std::int64_t> key{query_heads(p.args)};
+  for (std::int64_t b = 0; b < p.bounds.batch; ++b) {
+    const Sequence s = sequence(p.spec, p.args, b);
+    sequences.push_back(s);
+    key.insert(key.end(), {s.q_len, s.k_len, s.q_origin, s.k_origin});
+  }
+  return library_of(context).mask_plan(*p.args.mask, key, p.device, [&] {
+    Executor& executor = context.executor ? *context.executor : default_executor();
+    std::shared_ptr<MaskPlan> made =
+        make_mask_plan(*p.args.mask, query_heads(p.args), sequences, executor);
+    upload_plan(*made, p.device, context);
+    return made;
+  });
+}
+
+void execute(Problem& problem, const Context& context) {
+  Args& args = problem.args;
+  const bool lengths_here = on_host(args.q.offsets) && on_host(args.q.lengths) &&
+                            on_host(args.kv.offsets) && on_host(args.kv.lengths) &&
+                            on_host(args.q_origin) && on_host(args.k_origin);
+  if (lengths_here && wants_mask_plan(problem) && context.backend != Backend::reference) {
+    args.mask_plan = plan_of_mask(problem, context);
+    problem.spec.mask_plan = true;
+  }
+  std::vector<Tensor> keep;
+  if (problem.device.kind != Device::Kind::cpu) move_to_device(problem, context, keep);
+  const Plan p = plan(problem.spec, rounded(problem.bounds), problem.device, context);
+  const Library::Workspace workspace(library_of(context), p.workspace(), problem.device, context);
+  p.run(args, workspace.data(), context);
+}
+
+}  // namespace undivided

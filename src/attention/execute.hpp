@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the verbs share: fresh outputs, mask plans, device copies, one warm path from Problem to
+// run.
+#pragma once
+
+#include "plan/library.hpp"
+#include "undivided/plan.hpp"
+
+namespace undivided {
+
+/// Rounds each bound up to a power of two, so that a growing decode stays warm.
+Bounds rounded(const Bounds& bounds);
+
+/// Plans (or finds the plan), takes a workspace, runs. Adds a mask plan where it pays.
+void execute(Problem& problem, const Context& context);
+
+/// Copies host lengths, offsets, tables, origins and captured arrays to the device of the data. The
+/// copies live as long as `keep`.
+void move_to_device(Problem& problem, const Context& context, std::vector<Tensor>& keep);
+
+/// A problem on a device with its lengths, tables, origins and arrays copied to the host.
+/// Synchronises.
+Problem on_host_for_planning(Problem problem, const Context& context);
+
+/// Fills MaskPlan::device when the data is on a CUDA device.
+void upload_plan(MaskPlan& plan, Device device, const Context& context);
+
+/// The mask plan of a problem whose lengths and arrays can be read. Cached by contents.
+std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& problem, const Context& context);
+
+}  // namespace undivided
