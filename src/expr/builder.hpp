@@ -2,6 +2,7 @@
 // Builds a Program: appends nodes once each (deduplicated), checks types, imports other programs.
 #pragma once
 
+#include <set>
 #include <unordered_map>
 
 #include "expr/program.hpp"
@@ -27,6 +28,13 @@ class Builder : public std::enable_shared_from_this<Builder> {
   /// Copies a program in. `score_node` >= 0 replaces its score leaf. Returns the node of root 0.
   std::int32_t import(const Program& p, const Captures& captures, std::int32_t score_node = -1);
 
+  /// Appends a node as it is, once, without checks.
+  std::int32_t append(const Node& node) { return push(node); }
+  /// More nodes than this raise Error{parse}.
+  void set_limit(std::size_t nodes) { limit_ = nodes; }
+  /// The value as f32. Raises Error{parse} for a bool.
+  std::int32_t to_float(std::int32_t a);
+
   Type type(std::int32_t id) const { return program_.nodes[static_cast<std::size_t>(id)].type; }
   const Program& program() const { return program_; }
   Program& program() { return program_; }
@@ -34,9 +42,13 @@ class Builder : public std::enable_shared_from_this<Builder> {
 
  private:
   std::int32_t push(Node node);
+  std::int32_t node(Op op, Type result, std::int32_t a, std::int32_t b = -1, std::int32_t c = -1);
+  std::string free_name(const std::string& wanted) const;
+  std::size_t limit_ = 1 << 15;
   Program program_;
   Captures captures_;  // arrays by slot name
   std::unordered_multimap<std::size_t, std::int32_t> seen_;
+  std::set<std::string> renamed_;  // parameters that got another name here
 };
 
 }  // namespace undivided::expr

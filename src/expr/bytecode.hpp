@@ -27,7 +27,8 @@ struct Instruction {
 struct ByteCode {
   // Registers are numbered per rate: register r of rate R lives in that rate's file. `rate_of[r]`
   // maps a global register number to its rate and `index_of[r]` to its place in the file. Element
-  // registers are reused when their last reader is past; the other files are not.
+  // registers are reused when their last reader is past; the other files are not. A result never
+  // shares a register with an operand of its own instruction, and roots and `keep` live to the end.
   std::vector<Instruction> uniform, key, query, element;
   std::vector<Rate> rate_of;
   std::vector<std::int32_t> index_of;
