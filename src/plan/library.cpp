@@ -2,6 +2,7 @@
 // The caches behind the verbs. Readers share a lock; making a plan happens outside it.
 #include "plan/library.hpp"
 
+#include <array>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -67,6 +68,9 @@ struct Library::State {
   std::deque<KeptMaskPlan> mask_plans;
   std::deque<KeptArray> arrays;
   std::vector<Tensor> workspaces;
+
+  std::mutex backend_mutex;
+  std::array<std::shared_ptr<void>, 8> backends;
 };
 
 Library::Library() : state_(std::make_unique<State>()) {}
@@ -180,6 +184,20 @@ Library::Workspace::~Workspace() {
     if (spare.size() == most_workspaces) spare.erase(spare.begin());
     spare.push_back(std::move(host_));
   }
+}
+
+std::shared_ptr<void> Library::backend_state(Backend backend,
+                                             const std::function<std::shared_ptr<void>()>& make) {
+  std::lock_guard lock(state_->backend_mutex);
+  auto& kept = state_->backends[static_cast<std::size_t>(backend)];
+  if (!kept) kept = make();
+  return kept;
+}
+
+std::shared_ptr<void> backend_state(const Context& context,
+                                    Backend backend,
+                                    const std::function<std::shared_ptr<void>()>& make) {
+  return library_of(context).backend_state(backend, make);
 }
 
 std::size_t Library::specs() const {

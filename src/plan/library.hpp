@@ -62,6 +62,9 @@ class Library {
     Tensor host_;
   };
 
+  std::shared_ptr<void> backend_state(Backend backend,
+                                      const std::function<std::shared_ptr<void>()>& make);
+
   std::size_t specs() const;
   std::size_t plans() const;
 

@@ -2,6 +2,7 @@
 // What a backend answers: can you, with what kernel, how much workspace, run.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -34,5 +35,11 @@ struct BackendRow {
   Support (*support)(const Spec&, const Bounds&, const Context&);
   std::unique_ptr<Prepared> (*prepare)(const Spec&, const Bounds&, Device, const Context&);
 };
+
+/// What a backend keeps for the life of the library that a context names (loaded modules, say): made
+/// once, by the first that asks.
+std::shared_ptr<void> backend_state(const Context& context,
+                                    Backend backend,
+                                    const std::function<std::shared_ptr<void>()>& make);
 
 }  // namespace undivided
