@@ -55,7 +55,7 @@ foreach(area IN LISTS areas)
     add_dependencies(test_${area} undivided_cli)
   endif()
   add_test(NAME test_${area} COMMAND test_${area} --gtest_brief=1
-           --gtest_output=json:${PROJECT_BINARY_DIR}/results/test_${area}.json)
+           --gtest_output=xml:${PROJECT_BINARY_DIR}/results/test_${area}.xml)
 endforeach()
 
 # Fuzzers need clang's libFuzzer; the corpus is replayed by test_core in every build.
