@@ -166,8 +166,8 @@ std::shared_ptr<const MaskPlan> mask_plan(const Rows& q,
                                           const Kv& kv,
                                           const Options& options,
                                           const Context& context) {
-  const Problem p = on_host_for_planning(resolve(q, kv, options), context);
-  return plan_of_mask(p, context);
+  std::vector<Tensor> keep;
+  return plan_of_mask(on_host(resolve(q, kv, options), context, keep), context);
 }
 
 Forward reference(const Rows& q, const Kv& kv, const Options& options) {

@@ -16,7 +16,7 @@ bool wants_mask_plan(const Problem& p) {
          p.bounds.max_q_len > MaskPlan::block && p.bounds.batch > 0;
 }
 
-bool on_host(const View& v) { return !v || v.device.kind == Device::Kind::cpu; }
+bool here(const View& v) { return !v || v.device.kind == Device::Kind::cpu; }
 
 }  // namespace
 
@@ -52,9 +52,14 @@ std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& co
 
 void execute(Problem& problem, const Context& context) {
   Args& args = problem.args;
-  const bool lengths_here = on_host(args.q.offsets) && on_host(args.q.lengths) &&
-                            on_host(args.kv.offsets) && on_host(args.kv.lengths) &&
-                            on_host(args.q_origin) && on_host(args.k_origin);
+  bool lengths_here = true;
+  for (const View* v : {&args.q.offsets,
+                        &args.q.lengths,
+                        &args.kv.offsets,
+                        &args.kv.lengths,
+                        &args.q_origin,
+                        &args.k_origin})
+    lengths_here &= here(*v);
   if (lengths_here && wants_mask_plan(problem) && context.backend != Backend::reference) {
     args.mask_plan = plan_of_mask(problem, context);
     problem.spec.mask_plan = true;

@@ -18,9 +18,9 @@ void execute(Problem& problem, const Context& context);
 /// copies live as long as `keep`.
 void move_to_device(Problem& problem, const Context& context, std::vector<Tensor>& keep);
 
-/// A problem on a device with its lengths, tables, origins and arrays copied to the host.
-/// Synchronises.
-Problem on_host_for_planning(Problem problem, const Context& context);
+/// The problem with its lengths, tables, origins and arrays readable on the host. Synchronises. The
+/// copies live as long as `keep`.
+Problem on_host(Problem problem, const Context& context, std::vector<Tensor>& keep);
 
 /// Fills MaskPlan::device when the data is on a CUDA device.
 void upload_plan(MaskPlan& plan, Device device, const Context& context);
