@@ -51,7 +51,11 @@ foreach(area IN LISTS areas)
   add_executable(test_${area} ${sources_${area}})
   undivided_settings(test_${area})
   target_link_libraries(test_${area} PRIVATE ${support_library} test_settings GTest::gtest_main)
-  if(TARGET undivided_cli)
+  # The lowest layers are tested without anything above them.
+  if(TARGET undivided_check AND NOT area MATCHES "^(core|expr|mask|problem)$")
+    target_link_libraries(test_${area} PRIVATE undivided_check)
+  endif()
+  if(TARGET undivided_cli AND NOT area MATCHES "^(core|expr|mask|problem)$")
     add_dependencies(test_${area} undivided_cli)
   endif()
   add_test(NAME test_${area} COMMAND test_${area} --gtest_brief=1
