@@ -207,7 +207,10 @@ class Printer {
         break;
     }
     if (arity(n.op) == 0) return std::string(symbol_of(n.op));
-    return fmt::format("{} {} {}", beside(a, b, mine), symbol_of(n.op), beside(b, a, mine + 1));
+    // A compare inside a compare is legal without parentheses, but nobody reads it right.
+    const int left = is_compare(n.op) ? shift : mine;
+    const int right = is_compare(n.op) ? shift : mine + 1;
+    return fmt::format("{} {} {}", beside(a, b, left), symbol_of(n.op), beside(b, a, right));
   }
 
   const Program& p_;
