@@ -2,30 +2,16 @@
 // The covering set: greedy pairwise design for each operation and dtype, plus single-axis extremes.
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <set>
 
 #include "check/case.hpp"
-#include "core/philox.hpp"
+#include "check/random.hpp"
 
 namespace undivided::check {
 namespace {
 
 /// The largest cost of a case of the set: a few hundred milliseconds of the oracle.
 constexpr double most_cost = 1.5e8;
-
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : seed_(seed) {}
-  std::uint32_t below(std::size_t n) {
-    const auto word = philox::random4({counter_++, 0, 0, 0}, philox::key_of(seed_))[0];
-    return static_cast<std::uint32_t>((static_cast<std::uint64_t>(word) * n) >> 32);
-  }
-
- private:
-  std::uint64_t seed_;
-  std::uint32_t counter_ = 0;
-};
 
 /// Which pairs of values of two axes have not occurred yet, for one operation and dtype.
 class Uncovered {

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs one case: inputs, oracle, twin, backend, comparison.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "attention/execute.hpp"
+#include "check/compare.hpp"
+#include "check/device.hpp"
+#include "check/twin.hpp"
+#include "problem/bound.hpp"
+#include "problem/sequence.hpp"
+
+namespace undivided::check {
+namespace {
+
+std::string isa_absent(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx2" && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")))
+    return "ISA absent: avx2";
+  if (isa == "avx512" &&
+      !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+    return "ISA absent: avx512";
+#else
+  if (isa == "avx2" || isa == "avx512") return "ISA absent: " + isa;
+#endif
+  return {};
+}
+
+/// Threads, forced ISA and a library of its own for each ISA: the environment is read when a plan
+/// is prepared, and plans are cached. Cases run one at a time.
+Context context_of(const Case& c, Backend backend) {
+  static const auto one = make_executor(1), two = make_executor(2);
+  static std::map<std::string, std::shared_ptr<Library>> libraries;
+  Context context;
+  context.backend = backend;
+  context.executor = c.threads == "t2" ? two.get() : one.get();
+  if (backend != Backend::cpu) return context;
+  if (c.isa == "auto")
+    unsetenv("UNDIVIDED_ISA");
+  else
+    setenv("UNDIVIDED_ISA", c.isa.c_str(), 1);
+  auto& library = libraries[c.isa];
+  if (!library) library = make_library();
+  context.library = library.get();
+  return context;
+}
+
+std::vector<std::int64_t> shape_of(const View& v) {
+  return {v.shape.begin(), v.shape.begin() + v.rank};
+}
+
+/// What a backend produced, with guards of strided outputs checked.
+class Runner {
+ public:
+  Runner(const Case& c, const Inputs& host, const Problem& problem, Backend backend)
+      : c_(c),
+        problem_(problem),
+        backend_(backend),
+        context_(context_of(c, backend)),
+        place_(backend, context_),
+        in_(place_.bring(host)) {}
+
+  std::string kernel;
+  double seconds = 0;
+  std::string guard_broken;
+
+  std::vector<Reading> run() {
+    const Forward f = forward();
+    if (!c_.backward()) return readings(problem_, to_host(f));
+    return readings(problem_, backward(f));
+  }
+
+ private:
+  bool planned() const { return c_.via == "plan" || c_.via == "maskplan"; }
+  /// A forward for a gradient keeps no auxiliary outputs.
+  Forward forward() {
+    const auto start = std::chrono::steady_clock::now();
+    Forward f;
+    if (c_.via == "verb") {
+      f = attention(in_.q, in_.kv, in_.options, context_);
+      if (!c_.backward()) note_kernel(resolve(in_.q, in_.kv, in_.options));
+    } else {
+      f = forward_into();
+    }
+    seconds = since(start);
+    return f;
+  }
+
+  Forward forward_into() {
+    const Problem& p = problem_;
+    const bool ragged = p.spec.rows == RowKind::ragged;
+    std::vector<std::int64_t> o_shape = shape_of(p.args.q.data);
+    o_shape.back() = p.spec.dv;
+    const auto lse_shape = ragged ? std::vector<std::int64_t>{o_shape[1], o_shape[0]}
+                                  : std::vector<std::int64_t>(o_shape.begin(), o_shape.end() - 1);
+    const DType o_dtype = c_.result == "same" ? c_.dtype : DType::f32;
+    const Buffer o(o_dtype, o_shape, c_.layout), lse(DType::f32, lse_shape);
+    Outputs out{place_.bring(o), place_.bring(lse), {}, {}};
+    std::vector<Buffer> written{o, lse};
+    if (in_.options.max_logit) {
+      written.emplace_back(DType::f32, std::vector<std::int64_t>{c_.batch, c_.heads});
+      out.max_logit = place_.bring(written.back());
+    }
+    if (in_.options.key_mass) {
+      written.emplace_back(
+          DType::f32,
+          p.spec.kv == KvKind::ragged
+              ? std::vector<std::int64_t>{c_.heads, p.bounds.total_k}
+              : std::vector<std::int64_t>{c_.batch, c_.heads, p.bounds.max_k_len});
+      out.key_mass = place_.bring(written.back());
+    }
+    if (planned()) {
+      Problem problem = resolve(in_.q, in_.kv, in_.options, out);
+      execute_plan(problem);
+    } else {
+      attention_into(out, in_.q, in_.kv, in_.options, context_);
+      note_kernel(resolve(in_.q, in_.kv, in_.options, out));
+    }
+    for (const Buffer& b : written) check_guard("an output", b);
+    Forward f;
+    f.options = in_.options;
+    std::size_t next = 0;
+    const auto hold = [&](Tensor& t, const View& v) {
+      static_cast<View&>(t) = v;
+      t.owner = std::make_shared<Buffer>(written[next++]);
+    };
+    hold(f.o, out.o);
+    hold(f.lse, out.lse);
+    if (out.max_logit) hold(f.max_logit, out.max_logit);
+    if (out.key_mass) hold(f.key_mass, out.key_mass);
+    buffers_.insert(buffers_.end(), written.begin(), written.end());
+    return f;
+  }
+
+  Gradients backward(const Forward& f) {
+    const auto start = std::chrono::steady_clock::now();
+    Gradients g;
+    if (planned()) {
+      g = backward_plan(f);
+    } else {
+      g = c_.via == "verb"
+              ? attention_backward(in_.dout, in_.q, in_.kv, f, in_.backward, context_)
+              : attention_backward(
+                    in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward, context_);
+      note_kernel(resolve_backward(
+          in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward));
+      for (Tensor* t : {&g.q, &g.k, &g.v, &g.sink})
+        if (*t) *t = place_.host(*t);
+      for (auto& [name, t] : g.captured) t = place_.host(t);
+    }
+    seconds = since(start);
+    return g;
+  }
+
+  Gradients backward_plan(const Forward& f) {
+    Problem p =
+        resolve_backward(in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward);
+    std::vector<Buffer> written;
+    const auto make = [&](const char*, View& to, DType dtype, std::vector<std::int64_t> shape,
+                          const std::string& layout) {
+      written.emplace_back(dtype, std::move(shape), layout);
+      to = place_.bring(written.back());
+      Tensor t;
+      static_cast<View&>(t) = written.back().view();
+      t.owner = std::make_shared<Buffer>(written.back());
+      return t;
+    };
+    Gradients g;
+    const DType dtype = p.spec.out_dtype;
+    if (p.spec.want_dq)
+      g.q = make("dq", p.args.dq, dtype, shape_of(p.args.q.data), c_.layout);
+    if (p.spec.want_dk) g.k = make("dk", p.args.dk, dtype, shape_of(p.args.kv.k), c_.layout);
+    if (p.spec.want_dv) g.v = make("dv", p.args.dv, dtype, shape_of(p.args.kv.v), c_.layout);
+    if (p.spec.sink) g.sink = make("dsink", p.args.dsink, DType::f32, {c_.heads}, "packed");
+    if (p.spec.captured) {
+      const expr::Program& score = *p.spec.score;
+      p.args.d_arrays.resize(score.slots.size());
+      for (std::size_t i = 0; i < score.slots.size(); ++i) {
+        if (score.slots[i].dtype != DType::f32) continue;
+        const auto& shape = p.args.score->bound.arrays[i].shape;
+        g.captured.emplace_back(
+            score.slots[i].name,
+            make("array", p.args.d_arrays[i], DType::f32,
+                 {shape.begin(), shape.begin() + score.slots[i].rank}, "packed"));
+      }
+      std::vector<std::size_t> wanted;
+      for (std::size_t i = 0; i < score.params.size(); ++i)
+        if (score.params[i].type == expr::Type::f32 && !score.params[i].lifted)
+          wanted.push_back(i);
+      if (!wanted.empty()) {
+        const Tensor all = make("params", p.args.d_params, DType::f32,
+                                {static_cast<std::int64_t>(score.params.size())}, "packed");
+        for (const std::size_t i : wanted) {
+          Tensor one = all;
+          const auto at = static_cast<std::int64_t>(i);
+          static_cast<View&>(one) = all.sliced(0, at, at + 1);
+          g.captured.emplace_back(score.params[i].name, one);
+        }
+      }
+    }
+    execute_plan(p);
+    for (const Buffer& b : written) check_guard("a gradient", b);
+    return g;
+  }
+
+  /// Through plan() and Plan::run, with the exact bounds of the problem.
+  void execute_plan(Problem& p) {
+    if (c_.via == "maskplan") {
+      p.args.mask_plan = mask_plan(in_.q, in_.kv, in_.options, context_);
+      p.spec.mask_plan = true;
+    }
+    std::vector<Tensor> keep;
+    if (p.device.kind != Device::Kind::cpu) move_to_device(p, context_, keep);
+    const Plan made = plan(p.spec, p.bounds, p.device, context_);
+    kernel = made.explanation().kernel;
+    Tensor room;
+    if (made.workspace() > 0)
+      room = allocate(
+          context_, p.device, DType::i8, {static_cast<std::int64_t>(made.workspace())});
+    if (room && p.device.kind == Device::Kind::cpu)  // whatever was there must not matter
+      std::fill_n(room.ptr<std::uint8_t>(), made.workspace(), std::uint8_t{0xff});
+    made.run(p.args, room.data, context_);
+  }
+
+  /// The kernel that a verb chose for this problem.
+  void note_kernel(Problem p) {
+    p.spec.mask_plan = !p.args.mask->band.is_band && !p.args.mask->on_device &&
+                       p.bounds.max_q_len > MaskPlan::block && p.bounds.batch > 0 &&
+                       backend_ != Backend::reference;
+    if (backend_ != Backend::cuda)
+      kernel = plan(p.spec, rounded(p.bounds), p.device, context_).explanation().kernel;
+  }
+
+  void check_guard(const char* what, const Buffer& b) {
+    place_.fetch(b);
+    if (!b.untouched_outside())
+      guard_broken = fmt::format("memory around {} ({}) was written", what, b.view().describe());
+  }
+  Forward to_host(const Forward& f) {
+    Forward out;
+    const auto hold = [&](Tensor& to, const Tensor& from) {
+      if (!from) return;
+      for (const Buffer& b : buffers_)  // strided outputs were fetched whole
+        if (place_.bring(b).data == from.data) {
+          static_cast<View&>(to) = b.view();
+          return;
+        }
+      to = place_.host(from);
+    };
+    hold(out.o, f.o);
+    hold(out.lse, f.lse);
+    hold(out.max_logit, f.max_logit);
+    hold(out.key_mass, f.key_mass);
+    return out;
+  }
+  static double since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  const Case& c_;
+  const Problem& problem_;
+  Backend backend_;
+  Context context_;
+  Place place_;
+  Inputs in_;
+  std::vector<Buffer> buffers_;
+};
+
+/// The twin's error on a tensor of few elements is a small sample: several rounding grids make it a
+/// larger one.
+std::vector<std::vector<Reading>> twins_of(const Case& c, const Problem& p) {
+  std::vector<std::vector<Reading>> out;
+  if (!c.backward() && !is_float16(c.dtype)) return {twin_forward(p)};
+  const int runs = !is_float16(c.dtype) || c.cost() > 4e6 ? 1 : c.cost() > 4e5 ? 3 : 8;
+  for (int r = 0; r < runs; ++r)
+    out.push_back(c.backward() ? twin_backward(p, 0.087 * r) : twin_forward(p, 0.087 * r));
+  return out;
+}
+
+const Reading* find(const std::vector<Reading>& all, const std::string& name) {
+  for (const Reading& r : all)
+    if (r.name == name) return &r;
+  return nullptr;
+}
+
+void judge(const Case& c, const Inputs& in, Backend backend, const Fault* fault, Result& result) {
+  Problem problem;
+  std::vector<Reading> oracle;
+  if (c.backward()) {
+    const Gradients g = reference_backward(in.dout, in.q, in.kv, in.options, in.backward);
+    Options plain = in.options;
+    const Forward f = reference(in.q, in.kv, plain);
+    problem = resolve_backward(in.dout, in.q, in.kv, f.o, f.lse, in.options, in.backward);
+    oracle = readings(problem, g);
+  } else {
+    problem = resolve(in.q, in.kv, in.options);
+    oracle = readings(problem, reference(in.q, in.kv, in.options));
+  }
+  Runner runner(c, in, problem, backend);
+  std::vector<Reading> got = runner.run();
+  result.kernel = runner.kernel;
+  result.seconds = runner.seconds;
+  const auto twins = twins_of(c, problem);
+  result.passed = true;
+  double worst = -1;
+  for (Reading& r : got) {
+    if (fault && fault->tensor == r.name)
+      for (double& x : r.values) x *= fault->factor;
+    const Reading* truth = find(oracle, r.name);
+    if (!truth) throw Error(Code::invalid_argument, Stage::run, "the oracle has no " + r.name);
+    std::vector<Reading> twin;
+    for (const auto& run : twins)
+      if (const Reading* t = find(run, r.name)) twin.push_back(*t);
+    const Gate gate{c.dtype, c.backward(), c.score == "softcap" || c.score == "chain"};
+    const Comparison one = compare(r, *truth, twin, gate);
+    const double ratio = one.passed ? one.limit > 0 ? one.max_abs / one.limit : 0 : 1e9;
+    if (ratio > worst) {
+      worst = ratio;
+      result.max_abs = one.max_abs;
+      result.limit = one.limit;
+      result.relative_l1 = one.relative_l1;
+      result.gain = one.gain;
+      result.bias = one.bias;
+      if (!one.passed) result.reason = one.reason;
+    }
+    result.passed &= one.passed;
+    result.tensors.push_back(one);
+  }
+  if (got.size() != oracle.size()) {
+    result.passed = false;
+    result.reason = fmt::format("{} tensors came, the oracle has {}", got.size(), oracle.size());
+  }
+  if (!runner.guard_broken.empty()) {
+    result.passed = false;
+    result.reason = runner.guard_broken;
+  }
+}
+
+}  // namespace
+
+const std::vector<std::string>& legal_skips() {
+  static const std::vector<std::string> reasons = {"no GPU", "no NVRTC", "ISA absent"};
+  return reasons;
+}
+
+Result run_case(const Case& c, Backend backend, const Fault* fault) {
+  static std::mutex one_at_a_time;  // the forced ISA is an environment variable
+  const std::lock_guard lock(one_at_a_time);
+  Result result;
+  result.name = c.name();
+  result.backend = name_of(backend);
+  const auto skip = [&](const std::string& why) {
+    result.skipped = true;
+    result.reason = why;
+    return result;
+  };
+  if (const std::string why = impossible(c); !why.empty()) return skip("impossible: " + why);
+  if (const std::string why = missing(backend); !why.empty()) return skip(why);
+  if (backend == Backend::cpu)
+    if (const std::string why = isa_absent(c.isa); !why.empty()) return skip(why);
+  try {
+    const Inputs in = make_inputs(c);
+    judge(c, in, backend, fault, result);
+  } catch (const Error& e) {
+    result.passed = false;
+    result.reason =
+        fmt::format("{} error in {}: {}", name_of(e.code()), name_of(e.stage()), e.what());
+  } catch (const std::exception& e) {
+    result.passed = false;
+    result.reason = fmt::format("unexpected exception: {}", e.what());
+  }
+  return result;
+}
+
+std::string Result::json() const {
+  const auto finite = [](double x) { return std::isfinite(x) ? nlohmann::json(x) : nullptr; };
+  return nlohmann::json{{"name", name},
+                        {"backend", backend},
+                        {"kernel", kernel},
+                        {"passed", passed},
+                        {"skipped", skipped},
+                        {"reason", reason},
+                        {"max_abs", finite(max_abs)},
+                        {"limit", finite(limit)},
+                        {"relative_l1", finite(relative_l1)},
+                        {"gain", finite(gain)},
+                        {"bias", finite(bias)}}
+      .dump();
+}
+
+}  // namespace undivided::check
