@@ -160,7 +160,7 @@ inline Program random_program(const std::vector<std::uint32_t>& recipe, Type wan
 inline std::vector<Point> sample_points() {
   std::vector<Point> points;
   for (int i = 0; i < 12; ++i)
-    points.push_back({i % 2, i % 3, (i * 5) % 7, (i * 3) % 6, 7, 6, 0.7 * i - 2.3});
+    points.push_back({i % 2, i % 3, (i * 5) % 7, (i * 3) % 6, 7, 6, 0.71 * i - 2.293});
   return points;
 }
 
