@@ -9,7 +9,7 @@
 //   extern "C" __global__ void undivided_kernel(const __grid_constant__ Params p) { <kind><...>(p);
 //   }
 // Mask and Score are the generated policies; without a program they are FullMask and IdentityScore
-// (device/types.cuh says what a policy must answer). Positions are int: origin + local index.
+// (kernels/policy.cuh says what a policy must answer). Positions are int: origin + local index.
 // Grids are one-dimensional; grid_size() in spec.cpp and the first lines of each kernel agree.
 //
 // Nothing here is trusted: kernels clamp lengths to the bounds, offsets to the totals, page ids to

@@ -58,6 +58,8 @@ int chunk_width(int d, int n) { return rounded(parts(d, n), 16); }
 
 int KernelSpec::tile_m() const {
   const int d = std::max(dqk, dv);
+  // Where both gradients fill the registers, a program needs some of them.
+  const bool heavy = d > 64 && (score || dropout || mask == MaskKind::program);
   switch (kind) {
     case KernelKind::forward:
       return 64;
@@ -66,7 +68,7 @@ int KernelSpec::tile_m() const {
     case KernelKind::backward_q:
       return d <= 256 ? 64 : 32;
     case KernelKind::backward_kv:
-      return d <= 64 ? 64 : d <= 256 ? 32 : 16;
+      return d <= 64 ? 64 : d <= 256 && !heavy ? 32 : 16;
     default:
       return 0;
   }
@@ -74,15 +76,17 @@ int KernelSpec::tile_m() const {
 
 int KernelSpec::tile_n() const {
   const int d = std::max(dqk, dv);
+  const bool heavy = d > 64 && (score || dropout || mask == MaskKind::program);
   switch (kind) {
     case KernelKind::forward: {
       const int wide = std::max(dqk, chunk_width(dv, dv_chunks()));
-      return wide <= 128 ? 64 : wide <= 256 ? 32 : 16;
+      const int most = dropout && wide > 64 ? 32 : 64;
+      return std::min(most, wide <= 128 ? 64 : wide <= (dropout ? 128 : 256) ? 32 : 16);
     }
     case KernelKind::key_mass:
       return 64;
     case KernelKind::backward_q:
-      return d <= 128 ? 64 : d <= 256 ? 32 : 16;
+      return d <= 128 && !heavy ? 64 : d <= 256 ? 32 : 16;
     case KernelKind::backward_kv:
       return d <= 256 ? 64 : 32;
     default:
@@ -115,8 +119,8 @@ int KernelSpec::threads() const {
 
 std::size_t KernelSpec::shared_memory() const {
   // Rows are padded by 16 bytes: an odd number of 16-byte chunks, so ldmatrix meets no conflict.
-  const auto tile = [](int rows, int d) {
-    return static_cast<std::size_t>(rows) * static_cast<std::size_t>(rounded(d, 16) + 8) * 2;
+  const auto tile = [](int count, int d) {
+    return static_cast<std::size_t>(count) * static_cast<std::size_t>(rounded(d, 16) + 8) * 2;
   };
   const int m = tile_m(), n = tile_n();
   switch (kind) {
@@ -266,7 +270,7 @@ KernelSpec KernelSpec::parse(std::string_view name) {
 std::string compose(const KernelSpec& s, std::string_view mask, std::string_view score) {
   const KindName& k = info(s.kind);
   std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), k.file);
-  text += "namespace undivided::cuda {\nnamespace {\n\n";
+  text += "namespace undivided::cuda {\n\n";
   text += "struct Config {\n";
   text += fmt::format(
       "  using Element = {};\n  using Out = {};\n", device_type(s.dtype), device_type(s.out));
@@ -300,7 +304,7 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
   text += fmt::format(
-      "\n}}  // namespace\n\nextern \"C\" __global__ void __launch_bounds__({})\n"
+      "\nextern \"C\" __global__ void __launch_bounds__({})\n"
       "    {}(const __grid_constant__ Params p) {{\n  {}<Config, Mask, Score>(p);\n}}\n\n"
       "}}  // namespace undivided::cuda\n",
       s.threads(),

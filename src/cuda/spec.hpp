@@ -63,7 +63,7 @@ struct KernelSpec {
 KernelSpec canonical(KernelSpec spec);
 
 /// The whole text for NVRTC. `mask` and `score` are definitions of `struct Mask` and `struct Score`
-/// (policies as in device/policy.cuh); empty text means none.
+/// (policies as in kernels/policy.cuh); empty text means none.
 std::string compose(const KernelSpec& spec,
                     std::string_view mask = {},
                     std::string_view score = {});

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moves between global memory, shared memory and registers, one instruction per function.
+#pragma once
+
+namespace undivided::cuda {
+
+/// PTX: cvta.to.shared
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+/// 16 bytes to shared memory; zeros when not `live` (then `from` is not read).
+/// PTX: cp.async.cg.shared.global
+__device__ inline void copy_async(unsigned to, const void* from, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)),
+               "r"(live ? 16 : 0)
+               : "memory");
+}
+/// PTX: cp.async.wait_all
+__device__ inline void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+/// PTX: st.shared.v4
+__device__ inline void store_shared(unsigned to, const unsigned (&x)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(x[0]),
+               "r"(x[1]),
+               "r"(x[2]),
+               "r"(x[3])
+               : "memory");
+}
+
+/// Four 8 x 8 matrices; lane i gives the address of row i % 8 of matrix i / 8.
+/// PTX: ldmatrix.sync.aligned.m8n8.x4
+__device__ inline void load_matrix(unsigned (&r)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+/// The same, each matrix transposed. PTX: ldmatrix.sync.aligned.m8n8.x4.trans
+__device__ inline void load_matrix_transposed(unsigned (&r)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(from)
+               : "memory");
+}
+
+}  // namespace undivided::cuda

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a kernel asks of its policies, and the policies without a program.
+//
+// A generated Mask answers for one pair at absolute positions:
+//   struct Mask {
+//     static __device__ bool keep(const Params& p, int batch, int head, int q, int k, int q_len,
+//                                 int k_len);
+//   };
+// and a generated Score (`score` is scale * q.k; pairs outside the lengths may be asked, and their
+// answer is thrown away):
+//   struct Score {
+//     static constexpr bool identity = false;
+//     static constexpr int params = 2;  // of the program
+//     static __device__ float apply(p, batch, head, q, k, q_len, k_len, score);
+//     static __device__ float derivative(p, ..., score);  // d apply / d score
+//     // Adds g * d apply / d capture: arrays by add_f32(p.d_arrays[i], g * out, live, index...),
+//     // parameters by sums[i] += live ? g * out : 0. All lanes of a warp call it together.
+//     static __device__ void capture(p, ..., score, float g, bool live, float (&sums)[params]);
+//   };
+// derivative and capture are read by backward kernels only; params is at least 1.
+#pragma once
+
+#include "params.hpp"
+
+namespace undivided::cuda {
+
+enum class MaskKind { full, band, program, plan };
+enum class RowKind { dense, ragged };
+enum class KvKind { dense, ragged, paged };
+
+struct FullMask {
+  static __device__ bool keep(const Params&, int, int, int, int, int, int) { return true; }
+};
+
+struct IdentityScore {
+  static constexpr bool identity = true;
+  static constexpr int params = 1;
+  static __device__ float apply(const Params&, int, int, int, int, int, int, float score) {
+    return score;
+  }
+  static __device__ float derivative(const Params&, int, int, int, int, int, int, float) {
+    return 1.0f;
+  }
+  static __device__ void capture(
+      const Params&, int, int, int, int, int, int, float, float, bool, float (&)[1]) {}
+};
+
+}  // namespace undivided::cuda
