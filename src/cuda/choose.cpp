@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernels a spec takes, how its keys are split, and what that needs.
+#include "cuda/choose.hpp"
+
+#include <algorithm>
+
+#include "cuda/emit.hpp"
+#include "expr/program.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+// A block of the portable forward keeps about half of a multiprocessor's registers.
+constexpr std::int64_t blocks_per_multiprocessor = 2;
+// Fewer keys than this are not worth a block and its share of the combine.
+constexpr std::int64_t fewest_split_keys = 256;
+constexpr std::int64_t split_step = 64;
+
+std::int64_t parts(std::int64_t x, std::int64_t size) { return (x + size - 1) / size; }
+
+KernelSpec base(const Spec& spec, KernelKind kind) {
+  KernelSpec k;
+  k.kind = kind;
+  k.dtype = spec.dtype;
+  k.out = spec.partial ? DType::f32 : spec.out_dtype;
+  k.dqk = spec.dqk;
+  k.dv = spec.dv;
+  k.mask = mask_kind(spec);
+  k.score = !plain_score(spec);
+  k.rows = spec.rows;
+  k.kv = spec.kv;
+  k.dropout = spec.dropout;
+  k.aligned = spec.aligned;
+  return k;
+}
+
+std::int64_t heads_of(const Spec& s, const Bounds& b) { return b.kv_heads * s.group; }
+std::int64_t query_rows(const Spec& s, const Bounds& b) {
+  return heads_of(s, b) * (s.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len);
+}
+
+void choose_splits(
+    const Spec& s, const Bounds& b, const DeviceInfo& device, KernelSpec& k, Choice& c) {
+  if (s.determinism == Determinism::invariant || b.max_k_len < 2 * fewest_split_keys) return;
+  const std::int64_t tokens_per_tile =
+      std::max<std::int64_t>(1, k.tile_m() / (k.packed ? s.group : 1));
+  const std::int64_t tiles = s.rows == RowKind::ragged
+                                 ? parts(b.total_q, tokens_per_tile) + b.batch
+                                 : b.batch * parts(b.max_q_len, tokens_per_tile);
+  const std::int64_t blocks =
+      tiles * (k.packed ? b.kv_heads : heads_of(s, b)) * std::max(1, k.dv_chunks());
+  const std::int64_t room = blocks_per_multiprocessor * device.multiprocessors;
+  if (blocks == 0 || blocks * 2 > room) return;
+  const std::int64_t wanted = std::min(room / blocks, parts(b.max_k_len, fewest_split_keys));
+  const std::int64_t keys = parts(parts(b.max_k_len, wanted), split_step) * split_step;
+  const std::int64_t splits = parts(b.max_k_len, keys);
+  if (splits < 2) return;
+  k.split = true;
+  c.split_keys = static_cast<int>(keys);
+  c.splits = static_cast<int>(splits);
+}
+
+void choose_forward(const Spec& s, const Bounds& b, const DeviceInfo& device, Choice& c) {
+  KernelSpec k = base(s, KernelKind::forward);
+  k.packed = s.group > 1 && k.mask != MaskKind::plan && b.max_q_len < k.tile_m() &&
+             s.determinism != Determinism::invariant;
+  choose_splits(s, b, device, k, c);
+  if (s.max_logit) c.kernels.push_back(base(s, KernelKind::init));
+  c.kernels.push_back(k);
+  if (k.split) c.kernels.push_back(base(s, KernelKind::combine));
+  if (s.key_mass) c.kernels.push_back(base(s, KernelKind::key_mass));
+}
+
+void choose_backward(const Spec& s, Choice& c) {
+  c.kernels.push_back(base(s, KernelKind::preprocess));
+  if (s.want_dq || s.captured) {
+    KernelSpec k = base(s, KernelKind::backward_q);
+    k.captured = s.captured && k.score;
+    c.kernels.push_back(k);
+  }
+  if (s.want_dk || s.want_dv) c.kernels.push_back(base(s, KernelKind::backward_kv));
+  if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));
+}
+
+}  // namespace
+
+Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device) {
+  Choice c;
+  c.rows = query_rows(spec, bounds);
+  if (spec.op == Operation::forward) choose_forward(spec, bounds, device, c);
+  if (spec.op == Operation::backward) choose_backward(spec, c);
+  if (spec.op == Operation::merge) c.kernels.push_back(base(spec, KernelKind::merge));
+  for (KernelSpec& k : c.kernels) k = canonical(k);
+
+  const auto take = [&](std::int64_t floats) {
+    const auto at = static_cast<std::int64_t>(c.workspace);
+    c.workspace += static_cast<std::size_t>(parts(floats * 4, 256) * 256);
+    return at;
+  };
+  if (c.split_keys > 0) {
+    c.partial_o = take(c.splits * c.rows * spec.dv);
+    c.partial_lse = take(c.splits * c.rows);
+  }
+  if (spec.op == Operation::backward) c.delta = take(c.rows);
+  if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);
+  return c;
+}
+
+double kept_pairs(const Spec& s, const Bounds& b) {
+  const double heads = static_cast<double>(heads_of(s, b));
+  const double sequences =
+      s.rows == RowKind::ragged
+          ? static_cast<double>(b.total_q) / std::max<double>(1, static_cast<double>(b.max_q_len))
+          : static_cast<double>(b.batch);
+  expr::Band band;
+  if (s.mask) {
+    std::vector<double> values;
+    for (const expr::ParamDecl& p : s.mask->params) values.push_back(p.value);
+    band = expr::recognise_band(*s.mask, values);
+  }
+  if (!band.is_band || (!band.has_left && !band.has_right))
+    return heads * sequences * static_cast<double>(b.max_q_len) * static_cast<double>(b.max_k_len);
+  const std::int64_t shift = s.origin == Origin::end ? b.max_k_len - b.max_q_len : 0;
+  // Long sequences are sampled: every step-th row stands for step rows.
+  const std::int64_t step = std::max<std::int64_t>(1, b.max_q_len / 65536);
+  double pairs = 0;
+  for (std::int64_t i = 0; i < b.max_q_len; i += step) {
+    const std::int64_t q = i + shift;
+    const std::int64_t low = band.has_left ? std::max<std::int64_t>(0, q - band.left) : 0;
+    const std::int64_t high =
+        band.has_right ? std::min(b.max_k_len, q + band.right + 1) : b.max_k_len;
+    pairs += static_cast<double>(step) * static_cast<double>(std::max<std::int64_t>(0, high - low));
+  }
+  return heads * sequences * pairs;
+}
+
+double flops(const Spec& s, const Bounds& b) {
+  if (s.op == Operation::merge) return static_cast<double>(query_rows(s, b)) * (4.0 * s.dv + 8);
+  const double pairs = kept_pairs(s, b);
+  return s.op == Operation::backward ? 2 * pairs * (3.0 * s.dqk + 2.0 * s.dv)
+                                     : 2 * pairs * (s.dqk + s.dv);
+}
+
+double bytes_moved(const Spec& s, const Bounds& b) {
+  const auto size = [](DType t) { return static_cast<double>(size_of(t)); };
+  const double rows = static_cast<double>(query_rows(s, b));
+  if (s.op == Operation::merge) return rows * (2 * (s.dv * 4.0 + 4) + s.dv * size(s.out_dtype) + 4);
+  const double keys =
+      static_cast<double>(b.kv_heads) *
+      static_cast<double>(s.kv == KvKind::ragged ? b.total_k : b.batch * b.max_k_len);
+  const double in = size(s.dtype), out = size(s.partial ? DType::f32 : s.out_dtype);
+  const double q = rows * s.dqk, o = rows * s.dv, k = keys * s.dqk, v = keys * s.dv;
+  if (s.op == Operation::backward) return in * (q + k + v + 2 * o) + out * (q + k + v) + rows * 12;
+  return in * (q + k + v) + out * o + rows * 4;
+}
+
+}  // namespace undivided::cuda

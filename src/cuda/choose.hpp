@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a Spec, its bounds and a device to kernel specs, splits and a workspace: pure functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cuda/driver.hpp"
+#include "cuda/spec.hpp"
+#include "undivided/plan.hpp"
+
+namespace undivided::cuda {
+
+struct Choice {
+  std::vector<KernelSpec> kernels;  // canonical, in launch order
+  int split_keys = 0;               // 0: no splits
+  int splits = 1;                   // at the bounds
+  // Workspace: offsets in bytes, each a multiple of 256; -1: not needed.
+  std::int64_t partial_o = -1, partial_lse = -1, delta = -1, lse = -1;
+  std::int64_t rows = 0;  // of query rows times heads at the bounds
+  std::size_t workspace = 0;
+};
+
+Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device);
+
+/// Query-key pairs at the bounds; a band is counted exactly.
+double kept_pairs(const Spec& spec, const Bounds& bounds);
+double flops(const Spec& spec, const Bounds& bounds);
+double bytes_moved(const Spec& spec, const Bounds& bounds);
+
+}  // namespace undivided::cuda

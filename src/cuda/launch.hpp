@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// From Args to Params, and from Params to the stream. Nothing here allocates or waits.
+#pragma once
+
+#include "cuda/modules.hpp"
+#include "cuda/params.hpp"
+#include "cuda/spec.hpp"
+#include "problem/bound.hpp"
+#include "undivided/plan.hpp"
+
+namespace undivided::cuda {
+
+/// Fills what all kernels of a forward or backward share: shapes, lengths, positions, Q, K, V, O,
+/// LSE, mask and score contents, dropout. Raises Error{invalid_argument, run} for data that no
+/// kernel may see, such as arrays that are still on the host.
+void fill_problem(const Spec& spec, const Bounds& bounds, const Args& args, Params& p);
+void fill_backward(const Spec& spec, const Args& args, Params& p);
+void fill_merge(const Spec& spec, const Args& args, Params& p);
+/// The arrays of the mask plan on the device.
+void fill_mask_plan(const Args& args, Params& p);
+
+MatrixRef matrix(const View& view, bool packed_rows);
+ScalarRef scalars(const View& view, bool packed_rows);
+IndexRef indices(const View& view);
+
+/// Sets the tile counts of this kernel's grid and launches it; an empty grid launches nothing.
+void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
+
+/// Zeroes a float32 or 16-bit view; strided ones take one call a row of the outer axes.
+void zero(Driver& driver, const View& view, StreamHandle stream);
+
+}  // namespace undivided::cuda
