@@ -14,12 +14,12 @@ namespace {
 
 constexpr std::int64_t block = MaskPlan::block;
 
-struct Setup {
+struct Grid {
   std::vector<Sequence> sequences;
   std::int64_t heads = 1;
 };
 
-std::shared_ptr<const BoundProgram> bound(const Mask& mask, const Setup& setup) {
+std::shared_ptr<const BoundProgram> bound(const Mask& mask, const Grid& setup) {
   Positions reach;
   reach.batch = static_cast<std::int64_t>(setup.sequences.size());
   reach.heads = setup.heads;
@@ -88,7 +88,7 @@ std::vector<int> classes(const MaskPlan& plan, const MaskPlan::Entry& e, bool by
   return out;
 }
 
-void expect_exact(const Mask& mask, const Setup& setup) {
+void expect_exact(const Mask& mask, const Grid& setup) {
   SCOPED_TRACE(mask.text());
   const auto program = bound(mask, setup);
   const auto plan = make_mask_plan(*program, setup.heads, setup.sequences, default_executor());
@@ -151,8 +151,8 @@ void expect_exact(const Mask& mask, const Setup& setup) {
   EXPECT_EQ(distinct.size(), plan->tiles_by_query.size()) << "equal tiles are stored once";
 }
 
-const Setup& square() {
-  static const Setup setup{{lengths(300, 300)}, 1};
+const Grid& square() {
+  static const Grid setup{{lengths(300, 300)}, 1};
   return setup;
 }
 
@@ -183,7 +183,7 @@ TEST(MaskPlan, bands_are_exact_at_every_edge) {
 }
 
 TEST(MaskPlan, a_band_equals_its_evaluated_twin) {
-  const Setup setup{{lengths(200, 259, 59)}, 1};
+  const Grid setup{{lengths(200, 259, 59)}, 1};
   const Mask band = causal() && window(100);
   const auto program = bound(band, setup);
   ASSERT_TRUE(program->band.is_band);
