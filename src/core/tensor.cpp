@@ -15,6 +15,12 @@ namespace {
 
 std::size_t index(int axis) { return static_cast<std::size_t>(axis); }
 
+// A view may describe a shape without data, so this is not pointer arithmetic.
+void* advanced(void* data, std::int64_t bytes) {
+  return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(data) +
+                                 static_cast<std::uintptr_t>(bytes));
+}
+
 std::string list_of(const View& v) {
   std::string text = "[";
   for (int i = 0; i < v.rank; ++i) text += fmt::format("{}{}", i ? ", " : "", v.shape[index(i)]);
@@ -130,7 +136,7 @@ void* View::at(std::initializer_list<std::int64_t> where) const {
   std::int64_t offset = 0;
   std::size_t axis = 0;
   for (std::int64_t i : where) offset += i * stride[axis++];
-  return static_cast<char*>(data) + offset * static_cast<std::int64_t>(size_of(dtype));
+  return advanced(data, offset * static_cast<std::int64_t>(size_of(dtype)));
 }
 
 View View::permuted(std::initializer_list<int> axes) const {
@@ -163,8 +169,7 @@ View View::sliced(int axis, std::int64_t begin, std::int64_t end) const {
                             describe(),
                             shape[index(a)]));
   View v = *this;
-  v.data = static_cast<char*>(data) +
-           begin * stride[index(a)] * static_cast<std::int64_t>(size_of(dtype));
+  v.data = advanced(data, begin * stride[index(a)] * static_cast<std::int64_t>(size_of(dtype)));
   v.shape[index(a)] = end - begin;
   return v;
 }
