@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA text: one statement a node, in the names that kernels provide.
+#include <gtest/gtest.h>
+
+#include "expr/internal.hpp"
+
+namespace undivided {
+namespace {
+
+std::string cuda(const char* text, expr::Type type) {
+  return expr::print_cuda(expr::parse(text, type, {}));
+}
+
+TEST(CudaText, Causal) {
+  EXPECT_EQ(cuda("k <= q", expr::Type::boolean),
+            "const int v0 = k;\n"
+            "const int v1 = q;\n"
+            "const bool v2 = v0 <= v1;\n"
+            "out0 = v2;\n");
+}
+
+TEST(CudaText, ArraysParametersAndConversions) {
+  EXPECT_EQ(cuda("array m: f32[2]; param c: f32 = 1.5; score + m[head, q / 2] * c * (k - q)",
+                 expr::Type::f32),
+            "const float v0 = score;\n"
+            "const int v1 = k;\n"
+            "const int v2 = q;\n"
+            "const int v3 = v1 - v2;\n"
+            "const float v4 = (float)(v3);\n"
+            "const float v5 = env.p0;\n"
+            "const int v6 = head;\n"
+            "const int v7 = 2;\n"
+            "const int v8 = floor_div(v2, v7);\n"
+            "const float v9 = load_f32(env.a0, v6, v8);\n"
+            "const float v10 = v5 * v9;\n"
+            "const float v11 = v4 * v10;\n"
+            "const float v12 = v0 + v11;\n"
+            "out0 = v12;\n");
+}
+
+TEST(CudaText, LiteralsRoundTrip) {
+  auto has = [](const char* text, const char* wanted) {
+    const std::string out = cuda(text, expr::Type::f32);
+    EXPECT_NE(out.find(wanted), std::string::npos) << out;
+  };
+  has("score * 0.1", "= 0.100000001f;");
+  has("score * 30", "= 30.0f;");
+  has("score * 1e-30", "= 1e-30f;");
+  has("k <= q ? score : -inf", "= __int_as_float(0xff800000);");
+  has("score + (q - -2147483648)", "= (-2147483647 - 1);");
+  has("tanh(score) + exp(score)", "tanhf(v0)");
+  has("log(score) + sqrt(score)", "sqrtf(v0)");
+  has("score + trunc(score) % 3", "__float2int_rz(v0)");
+  has("array b: bool[1]; b[q] ? score : 0.0", "load_b(env.a0, ");
+}
+
+TEST(CudaText, AGradientWritesEveryRoot) {
+  const auto g =
+      expr::differentiate(expr::parse("array m: f32[1]; score * m[head]", expr::Type::f32, {}));
+  const std::string text = expr::print_cuda(g.program);
+  EXPECT_NE(text.find("out0 = "), std::string::npos);
+  EXPECT_NE(text.find("out1 = "), std::string::npos);
+  ASSERT_EQ(g.terms.size(), 1U);
+  // The index of the term is a variable of the text.
+  const std::string index = "const int v" + std::to_string(g.terms[0].index[0]) + " = head;";
+  EXPECT_NE(text.find(index), std::string::npos);
+}
+
+}  // namespace
+}  // namespace undivided
