@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU backend can do, and which part of it does it.
+#include "cpu/backend.hpp"
+
+#include <fmt/format.h>
+
+#include "cpu/forward.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/merge.hpp"
+#include "undivided/error.hpp"
+
+namespace undivided::cpu {
+namespace {
+
+constexpr int max_dim = 512;
+
+bool computes_in(DType dtype) { return dtype == DType::f32 || is_float16(dtype); }
+
+}  // namespace
+
+Support support(const Spec& spec, const Bounds& bounds, const Context&) {
+  const auto no = [](const char* reason, std::string limit, std::string got) {
+    return Support::no(reason, std::move(limit), std::move(got));
+  };
+  if (spec.op != Operation::forward && spec.op != Operation::merge)
+    return no("the CPU backend has no such operation", "forward, merge", describe(spec));
+  if (!computes_in(spec.dtype))
+    return no("this dtype is not computed on the CPU", "f32, f16, bf16", name_of(spec.dtype));
+  if (!computes_in(spec.out_dtype))
+    return no("this output dtype is not written", "f32, f16, bf16", name_of(spec.out_dtype));
+  for (const int d : {spec.dqk, spec.dv})
+    if (d < 1 || d > max_dim)
+      return no("head dim", fmt::format("1 to {}", max_dim), fmt::format("{}", d));
+  if (!spec.precision.follow)
+    for (const DType d : {spec.precision.qk, spec.precision.pv})
+      if (d != DType::f32 && d != spec.dtype)
+        return no("products are computed in float32",
+                  fmt::format("f32 or {}", name_of(spec.dtype)),
+                  name_of(d));
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (bounds.max_q_len > most || bounds.max_k_len > most)
+    return no("sequence length",
+              fmt::format("{}", most),
+              fmt::format("{}", std::max(bounds.max_q_len, bounds.max_k_len)));
+  try {
+    chosen_kernels();
+  } catch (const Error& e) {
+    return no(e.what(), "an instruction set of this processor", "UNDIVIDED_ISA");
+  }
+  return Support::yes();
+}
+
+std::unique_ptr<Prepared> prepare(const Spec& spec,
+                                  const Bounds& bounds,
+                                  Device,
+                                  const Context& context) {
+  if (spec.op == Operation::merge) return prepare_merge(spec, bounds, context);
+  return prepare_forward(spec, bounds, context);
+}
+
+}  // namespace undivided::cpu

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads cpuid and the state that the operating system saves, once.
+#include "cpu/isa.hpp"
+
+#include <fmt/format.h>
+
+#include "core/environment.hpp"
+#include "undivided/error.hpp"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace undivided::cpu {
+namespace {
+
+struct Features {
+  bool avx2 = false, avx512 = false;
+};
+
+Features detect() {
+  Features f;
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+  const bool saves = c >> 27 & 1, fma = c >> 12 & 1, avx = c >> 28 & 1, half = c >> 29 & 1;
+  if (!saves || !avx) return f;
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
+  f.avx2 = ymm && fma && half && (b >> 5 & 1);
+  const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+  f.avx512 = f.avx2 && zmm && (b & wanted) == wanted;
+#endif
+  return f;
+}
+
+const Features& features() {
+  static const Features found = detect();
+  return found;
+}
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names{"scalar"};
+  if (features().avx2) names.emplace_back("avx2");
+  if (features().avx512) names.emplace_back("avx512");
+  return names;
+}
+
+const Kernels& kernels_of(std::string_view isa) {
+  if (isa == "scalar") return scalar::kernels;
+#if defined(__x86_64__)
+  if (isa == "avx2" && features().avx2) return avx2::kernels;
+  if (isa == "avx512" && features().avx512) return avx512::kernels;
+#endif
+  const bool known = isa == "avx2" || isa == "avx512";
+  throw Error(Code::unsupported,
+              Stage::plan,
+              fmt::format("instruction set '{}' {}; this processor can run: {}",
+                          isa,
+                          known ? "is not available here" : "is unknown",
+                          fmt::join(available_isas(), ", ")));
+}
+
+const Kernels& chosen_kernels() {
+  const std::string forced = environment::isa();
+  return kernels_of(forced.empty() ? available_isas().back() : forced);
+}
+
+}  // namespace undivided::cpu

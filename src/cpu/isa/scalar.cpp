@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiles compiled for plain C++.
+#include <cstdint>
+
+#include "cpu/kernels.hpp"
+
+namespace undivided::cpu::scalar {
+// clang-format off: each of these uses what the ones before it define.
+#include "cpu/vec_scalar.hpp"
+constexpr int lanes = 2 * W, tile_rows = 4;
+constexpr const char* isa_name = "scalar";
+#include "cpu/tile_math.hpp"
+#include "cpu/tile_move.hpp"
+#include "cpu/tile_forward.hpp"
+#include "cpu/tile_program.hpp"
+#include "cpu/tile_backward.hpp"
+#include "cpu/tile_table.hpp"
+// clang-format on
+}  // namespace undivided::cpu::scalar

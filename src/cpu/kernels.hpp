@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of functions that every instruction set provides, and the plain data they read.
+//
+// A tile is S^T: rows are keys, lanes are queries. A sub-block has `lanes` = 2 * width query lanes;
+// arrays with a lane axis have exactly that stride. `vectors` is how many of the two vectors of a
+// sub-block hold queries, so a single decode row does half the work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "expr/bytecode.hpp"
+#include "undivided/tensor.hpp"
+
+namespace undivided::cpu {
+
+inline constexpr int key_block = 64;   // rows of a tile: the grid starts at local key 0
+inline constexpr int chunk_rows = 8;   // rows that element code handles at once
+inline constexpr int max_lanes = 32;   // lanes of the widest instruction set
+inline constexpr int query_tile = 256;  // queries of a macro-tile at most
+
+/// Byte-code without containers: what the interpreter of an ISA may touch.
+struct Instruction {
+  expr::Op op{};
+  expr::Type type{}, operand_type{};
+  expr::Rate rate{};                        // of the result
+  std::int32_t result = 0;                  // index in the file of its rate
+  expr::Rate operand_rate[4] = {};          // of each operand
+  std::int32_t operand[4] = {-1, -1, -1, -1};
+  std::int32_t slot = -1;
+  std::int32_t bits = 0;  // a constant's 32 bits: int32, float32, or 0 / -1
+};
+struct Register {
+  expr::Rate rate{};
+  std::int32_t index = 0;
+};
+struct ArrayRef {
+  const void* data = nullptr;
+  DType dtype{};
+  int rank = 1;
+  bool narrow = false;  // 4-byte elements and offsets below 2^31: one gather
+  std::int64_t shape[4] = {1, 1, 1, 1}, stride[4] = {};
+};
+/// Register files by rate. Sizes of one register in floats: uniform W, key key_block * W, query
+/// lanes, element chunk_rows * lanes.
+struct Files {
+  float* file[4] = {};
+};
+/// Leaves of a program at one tile.
+struct Environment {
+  const ArrayRef* arrays = nullptr;
+  const std::int32_t* params = nullptr;  // 32 bits each, booleans 0 or -1
+  std::int32_t batch = 0, head = 0, q_len = 0, k_len = 0;
+  const std::int32_t* q = nullptr;  // [lanes] positions
+  std::int32_t k = 0;               // position of row 0
+  const float* score = nullptr;     // row 0 of the tile
+};
+
+/// Dropout of a tile: counter words that do not change inside it.
+struct DropoutTile {
+  const std::int32_t *q = nullptr, *head = nullptr;  // [lanes] positions and heads
+  std::uint32_t batch = 0, k = 0, threshold = 0, key0 = 0, key1 = 0;
+  float keep_scale = 1;
+};
+
+struct Kernels {
+  const char* name;
+  int width, lanes;
+
+  // --- moving ---
+  /// rows x columns of any dtype to float32 rows at `to_stride`, zero-filled up to `padded` columns.
+  void (*copy_rows)(const std::byte* from,
+                    std::ptrdiff_t stride_bytes,
+                    DType dtype,
+                    std::int64_t rows,
+                    int columns,
+                    float* to,
+                    std::int64_t to_stride,
+                    int padded);
+  /// Up to `lanes` rows, times `scale`, to [columns][lanes]; missing lanes are 0.
+  void (*pack)(const std::byte* const* rows,
+               int count,
+               DType dtype,
+               int columns,
+               float scale,
+               float* to);
+  /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
+  void (*unpack)(const float* from,
+                 const float* factor,
+                 int count,
+                 DType dtype,
+                 int columns,
+                 std::byte* const* rows);
+  /// columns of one float32 row, times `factor`, in any dtype; `add` accumulates (float32 only).
+  void (*store_row)(
+      const float* from, float factor, DType dtype, int columns, std::byte* to, bool add);
+
+  // --- tiles ---
+  /// s[row][lane] = sum over d of k[row][d] * q_t[d][lane].
+  void (*scores)(const float* k,
+                 std::int64_t k_stride,
+                 int rows,
+                 int d,
+                 const float* q_t,
+                 float* s,
+                 int vectors);
+  /// Online softmax of one tile: s becomes exp2(c * s - m); m, l and o_t follow.
+  void (*softmax)(float* s, int rows, float c, float* m, float* l, float* o_t, int dv, int vectors);
+  /// o_t[column][lane] += sum over rows of v[row][column] * p[row][lane].
+  void (*accumulate)(const float* v,
+                     std::int64_t v_stride,
+                     int rows,
+                     int dv,
+                     const float* p,
+                     float* o_t,
+                     int vectors);
+  /// s[row][lane] = -inf unless low[lane] <= row <= high[lane].
+  void (*mask_band)(
+      float* s, int rows, int first, const std::int32_t* low, const std::int32_t* high);
+  /// s[row][lane] = -inf unless bit `shift + lane` of words[row] is set.
+  void (*mask_bits)(float* s, int rows, const std::uint64_t* words, int shift);
+  /// Zeroes what dropout drops and scales the rest.
+  void (*drop)(float* p, int rows, const DropoutTile& at);
+
+  // --- programs ---
+  void (*execute)(const Instruction* code,
+                  std::int64_t count,
+                  expr::Rate rate,
+                  int first_row,
+                  int rows,
+                  const Files& files,
+                  const Environment& at);
+  /// Reads a register as a tile of `rows` (element registers hold the current chunk).
+  void (*read)(Register from, int first_row, int rows, const Files& files, float* to);
+  /// s = -inf where the boolean register is false.
+  void (*mask_register)(Register from, int first_row, int rows, const Files& files, float* s);
+
+  // --- backward ---
+  /// p = exp2(c * s - lse2), in place.
+  void (*weights)(float* s, int rows, float c, const float* lse2);
+  /// dp = p * (dp - delta), 0 where p is 0. `p` is the weight before dropout, `dp` after.
+  void (*score_gradient)(const float* p, float* dp, int rows, const float* delta);
+  /// ds = ds * g, 0 where ds is 0.
+  void (*multiply)(float* ds, const float* g, std::int64_t count);
+  /// to[row][d] += sum over lanes of p[row][lane] * x[lane][d], d a multiple of lanes.
+  void (*accumulate_rows)(const float* p,
+                          int rows,
+                          int count,
+                          const float* x,
+                          std::int64_t x_stride,
+                          int d,
+                          float* to,
+                          std::int64_t to_stride);
+  /// to[row] += sum over the first `count` lanes, in lane order.
+  void (*sum_lanes)(const float* p, int rows, int count, float* to);
+  /// y = x * dy summed, in fixed order.
+  float (*dot)(const float* a, const float* b, int n);
+
+  // --- measuring ---
+  void (*exp2)(float* x, std::int64_t n);
+  double (*fma_loop)(std::int64_t rounds);  // returns the FLOPs done
+  float (*read_loop)(const float* x, std::int64_t n);
+};
+
+namespace scalar {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__) || defined(_M_X64)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+}  // namespace undivided::cpu

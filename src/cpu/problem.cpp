@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Decides the shape of the work at prepare, checks contents at run.
+#include "cpu/problem.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/philox.hpp"
+#include "cpu/isa.hpp"
+#include "undivided/error.hpp"
+
+namespace undivided::cpu {
+namespace {
+
+template <class... T>
+[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
+  throw Error(Code::invalid_argument, Stage::run, fmt::format(format, std::forward<T>(args)...));
+}
+
+bool is_identity(const expr::Program& p) { return p.root().op == expr::Op::score; }
+
+void check_offsets(const char* name, const View& offsets, std::int64_t total) {
+  std::int64_t previous = index_at(offsets, 0);
+  if (previous != 0) refuse("{} offsets must begin with 0; they begin with {}", name, previous);
+  for (std::int64_t i = 1; i < offsets.size(0); ++i) {
+    const std::int64_t next = index_at(offsets, i);
+    if (next < previous || next > total)
+      refuse("{} offsets[{}] is {}; offsets must ascend and stay within the {} packed rows",
+             name,
+             i,
+             next,
+             total);
+    previous = next;
+  }
+}
+
+void check_length(const char* name, std::int64_t b, std::int64_t n, std::int64_t most) {
+  if (n < 0 || n > most) refuse("{} length {} is {}; 0 to {} is allowed", name, b, n, most);
+}
+
+void check_pages(const Kv& kv, std::int64_t b, std::int64_t k_len) {
+  const std::int64_t pages = kv.k.size(0), size = kv.k.size(2);
+  if (k_len > kv.page_table.size(1) * size)
+    refuse("K length {} is {}; its {} page table entries hold {} tokens",
+           b,
+           k_len,
+           kv.page_table.size(1),
+           kv.page_table.size(1) * size);
+  const View row = kv.page_table.selected(0, b);
+  for (std::int64_t i = 0; i * size < k_len; ++i) {
+    const std::int64_t page = index_at(row, i);
+    if (page < 0 || page >= pages)
+      refuse("page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, pages - 1);
+  }
+}
+
+}  // namespace
+
+Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
+    : spec(s), bounds(b), kernels(&chosen_kernels()) {
+  band = expr::recognise_band(*spec.mask, [&] {
+           std::vector<double> values;
+           for (const expr::ParamDecl& p : spec.mask->params) values.push_back(p.value);
+           return values;
+         }()).is_band;
+  mask = flatten(*spec.mask);
+  score = flatten(*spec.score);
+  score.used = !is_identity(*spec.score);
+  workers = std::max(default_executor().workers(),
+                     context.executor ? context.executor->workers() : 1);
+  // Packing fills lanes that few queries would leave idle. A program that reads the head, or a mask
+  // plan with an entry per head, wants one head in all lanes.
+  packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
+           !spec.mask->reads(expr::Op::head) && !spec.score->reads(expr::Op::head) &&
+           spec.op == Operation::forward;
+  const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
+  while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
+  while (tile > std::max(kernels->lanes, spec.mask_plan ? 64 : 0) && tile / 2 >= max_rows())
+    tile /= 2;
+}
+
+void Run::layout(Arena& arena, const Setup& setup) {
+  Contents::layout(arena, setup.mask);
+  Contents::layout(arena, setup.score);
+}
+
+Run::Run(const Setup& at, const Args& a, Arena& arena)
+    : setup(at), args(a), spec(at.spec), kernels(*at.kernels) {
+  batch = batch_of(spec, args);
+  heads = query_heads(args);
+  kv_heads = args.kv.k.size(1);
+  if (spec.rows == RowKind::ragged) check_offsets("Q", args.q.offsets, args.q.data.size(0));
+  if (spec.kv == KvKind::ragged) check_offsets("K", args.kv.offsets, args.kv.k.size(0));
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const Sequence s = sequence(spec, args, b);
+    if (spec.q_lengths) check_length("Q", b, s.q_len, args.q.data.size(2));
+    if (spec.k_lengths) check_length("K", b, s.k_len, args.kv.k.size(2));
+    if (spec.kv == KvKind::paged) check_pages(args.kv, b, s.k_len);
+    check_length("Q", b, s.q_len, setup.bounds.max_q_len);
+    check_length("K", b, s.k_len, setup.bounds.max_k_len);
+    max_q_len = std::max(max_q_len, s.q_len);
+    max_k_len = std::max(max_k_len, s.k_len);
+  }
+  band = args.mask->band;
+  mask_kind = band.is_band ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
+              : spec.mask_plan ? MaskKind::plan
+                               : MaskKind::program;
+  if (mask_kind == MaskKind::plan &&
+      (args.mask_plan->batch != batch || args.mask_plan->heads != heads))
+    refuse("the mask plan is for batch {} and {} heads; Q has batch {} and {} heads",
+           args.mask_plan->batch,
+           args.mask_plan->heads,
+           batch,
+           heads);
+  mask = Contents::layout(arena, setup.mask);
+  score = Contents::layout(arena, setup.score);
+  mask.fill(setup.mask, args.mask->bound);
+  score.fill(setup.score, args.score->bound);
+  // Programs see scores in natural units; without one the scale carries log2(e) as well.
+  factor = setup.score.used ? static_cast<float>(log2_e) : 1.0f;
+  q_scale = static_cast<float>(setup.score.used ? args.scale : args.scale * log2_e);
+  if (spec.dropout) {
+    threshold = philox::dropout_threshold(args.dropout);
+    keep_scale = static_cast<float>(1.0 / (1.0 - args.dropout));
+  }
+}
+
+Executor& executor_of(const Context& context, int workers) {
+  Executor& executor = context.executor ? *context.executor : default_executor();
+  if (executor.workers() > workers)
+    throw Error(Code::invalid_argument,
+                Stage::run,
+                fmt::format("the executor has {} workers; this plan has scratch for {}: plan with "
+                            "this executor in the context",
+                            executor.workers(),
+                            workers));
+  return executor;
+}
+
+}  // namespace undivided::cpu

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// One prepared attention problem on the CPU, and one run of it: what all tasks share.
+#pragma once
+
+#include "cpu/programs.hpp"
+#include "problem/sequence.hpp"
+
+namespace undivided::cpu {
+
+inline constexpr double log2_e = 1.4426950408889634, ln_2 = 0.6931471805599453;
+
+/// Fixed by prepare.
+struct Setup {
+  Spec spec;
+  Bounds bounds;
+  const Kernels* kernels = nullptr;
+  FlatCode mask, score, gradient;
+  bool band = false;    // the mask has the shape of a band
+  bool packed = false;  // lanes hold (token, head of the group) pairs
+  int tile = query_tile;
+  int workers = 1;
+
+  Setup(const Spec& spec, const Bounds& bounds, const Context& context);
+  int subs() const { return tile / kernels->lanes; }
+  std::int64_t heads() const { return bounds.kv_heads * spec.group; }
+  /// Rows of one packed or plain head that fill lanes.
+  std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }
+  std::int64_t tiles(std::int64_t rows) const { return (rows + tile - 1) / tile; }
+};
+
+enum class MaskKind : std::uint8_t { none, band, plan, program };
+
+/// One call.
+struct Run {
+  const Setup& setup;
+  const Args& args;
+  const Spec& spec;
+  const Kernels& kernels;
+  std::int64_t batch = 0, heads = 0, kv_heads = 0;
+  std::int64_t max_q_len = 0, max_k_len = 0;  // over the sequences of this call
+  MaskKind mask_kind = MaskKind::none;
+  expr::Band band;
+  Contents mask, score;
+  float q_scale = 1;  // what Q is multiplied with when it is packed
+  float factor = 1;   // from the unit of the scores to log2
+  std::uint32_t threshold = 0;
+  float keep_scale = 1;
+
+  /// Validates contents (lengths, offsets, pages) and binds programs. `arena` continues with the
+  /// layout that `layout` counted.
+  Run(const Setup& setup, const Args& args, Arena& arena);
+  static void layout(Arena& arena, const Setup& setup);
+
+  /// One task's row: R-th row of a head, or of a KV head's group when packed.
+  std::int64_t rows_of(const Sequence& s) const {
+    return s.q_len * (setup.packed ? spec.group : 1);
+  }
+  std::int64_t token_of(std::int64_t row) const { return setup.packed ? row / spec.group : row; }
+  std::int64_t head_of(std::int64_t head, std::int64_t row) const {
+    return setup.packed ? head * spec.group + row % spec.group : head;
+  }
+  std::int64_t kv_head_of(std::int64_t head) const {
+    return setup.packed ? head : head / spec.group;
+  }
+  std::int64_t task_heads() const { return setup.packed ? kv_heads : heads; }
+};
+
+/// The executor of a call; refuses one with more workers than the plan has scratch for.
+Executor& executor_of(const Context& context, int workers);
+
+}  // namespace undivided::cpu

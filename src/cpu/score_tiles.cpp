@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiles of final scores.
+#include "cpu/score_tiles.hpp"
+
+#include <limits>
+
+namespace undivided::cpu {
+
+ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
+  const Kernels& k = *setup.kernels;
+  const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
+  q_t = arena.take<float>(all * setup.spec.dqk);
+  s = arena.take<float>(key_block * lanes);
+  k_copy = arena.take<float>(std::int64_t{key_block} * setup.spec.dqk);
+  v_copy = arena.take<float>(std::int64_t{key_block} * setup.spec.dv);
+  low = arena.take<std::int32_t>(all);
+  high = arena.take<std::int32_t>(all);
+  q = arena.take<std::int32_t>(all);
+  head = arena.take<std::int32_t>(all);
+  edges = arena.take<Edges>(subs);
+  ranges = arena.take<RowRange>(subs);
+  mask = WorkerFiles::layout(arena, setup.mask, k, setup.subs());
+  score = WorkerFiles::layout(arena, setup.score, k, setup.subs());
+}
+
+void ScoreTiles::begin(
+    const Sequence& s, std::int64_t b, std::int64_t head, std::int64_t first, int count) {
+  sequence_ = s;
+  b_ = b;
+  head_ = head;
+  first_ = first;
+  count_ = count;
+  const int lanes = kernels_.lanes;
+  subs_ = (count + lanes - 1) / lanes;
+  const expr::Band& band = run_.band;
+  const bool banded = run_.mask_kind == MaskKind::band;
+  low_ = banded ? s.k_len : 0;
+  high_ = banded ? 0 : s.k_len;
+  for (int sub = 0; sub < subs_; ++sub) {
+    const std::byte* rows[max_lanes];
+    Edges edges{std::numeric_limits<std::int32_t>::max(), 0,
+                std::numeric_limits<std::int32_t>::max(), -1};
+    const int live = lanes_of(sub);
+    for (int lane = 0; lane < lanes; ++lane) {
+      // Idle lanes repeat the last row, so that positions stay in their proven range.
+      const std::int64_t r = row(sub, std::min(lane, live - 1));
+      const std::int64_t token = run_.token_of(r), h = run_.head_of(head, r);
+      const std::int64_t at = std::int64_t{sub} * lanes + lane, q = s.q_origin + token;
+      if (lane < live) rows[lane] = row_address(run_.spec, run_.args.q.data, s, b, h, token);
+      memory_.q[at] = static_cast<std::int32_t>(q);
+      memory_.head[at] = static_cast<std::int32_t>(h);
+      if (!banded) continue;
+      const std::int64_t low = band.has_left ? q - band.left - s.k_origin : 0;
+      const std::int64_t high = band.has_right ? q + band.right - s.k_origin : s.k_len - 1;
+      memory_.low[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(low, 0, s.k_len));
+      memory_.high[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(high, -1, s.k_len - 1));
+      edges.low_min = std::min(edges.low_min, memory_.low[at]);
+      edges.low_max = std::max(edges.low_max, memory_.low[at]);
+      edges.high_min = std::min(edges.high_min, memory_.high[at]);
+      edges.high_max = std::max(edges.high_max, memory_.high[at]);
+    }
+    kernels_.pack(rows,
+                  live,
+                  run_.spec.dtype,
+                  run_.spec.dqk,
+                  run_.q_scale,
+                  memory_.q_t + std::int64_t{sub} * run_.spec.dqk * lanes);
+    memory_.edges[sub] = edges;
+    if (banded) {
+      low_ = std::min<std::int64_t>(low_, edges.low_min);
+      high_ = std::max<std::int64_t>(high_, edges.high_max + 1);
+    }
+    const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
+      const Environment env = environment(sub, c);
+      if (sub == 0)
+        kernels_.execute(code.part[0].data(), std::ssize(code.part[0]), expr::Rate::uniform, 0, 1,
+                         files.at(sub), env);
+      kernels_.execute(code.part[2].data(), std::ssize(code.part[2]), expr::Rate::query, 0, 1,
+                       files.at(sub), env);
+    };
+    if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
+    if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
+  }
+  low_ = low_ / key_block * key_block;
+}
+
+Environment ScoreTiles::environment(int sub, const Contents& contents) const {
+  Environment env;
+  env.arrays = contents.arrays;
+  env.params = contents.params;
+  env.batch = static_cast<std::int32_t>(b_);
+  env.head = static_cast<std::int32_t>(head_);
+  env.q_len = static_cast<std::int32_t>(sequence_.q_len);
+  env.k_len = static_cast<std::int32_t>(sequence_.k_len);
+  env.q = memory_.q + sub * kernels_.lanes;
+  env.k = static_cast<std::int32_t>(sequence_.k_origin + j0_);
+  env.score = memory_.s;
+  return env;
+}
+
+RowRange ScoreTiles::band_range(int sub) const {
+  const Edges& e = memory_.edges[sub];
+  RowRange r;
+  const auto local = [&](std::int64_t key) {
+    return static_cast<int>(std::clamp<std::int64_t>(key - j0_, 0, rows_));
+  };
+  r.begin = local(e.low_min) / chunk_rows * chunk_rows;
+  r.end = std::min(rows_, (local(e.high_max + 1) + chunk_rows - 1) / chunk_rows * chunk_rows);
+  r.masked = j0_ + r.begin < e.low_max || j0_ + r.end - 1 > e.high_min;
+  return r;
+}
+
+RowRange ScoreTiles::plan_range(int sub) const {
+  const MaskPlan& plan = *run_.args.mask_plan;
+  const MaskPlan::Entry& entry = plan.entry(b_, head_);
+  const auto at = static_cast<std::size_t>(entry.query_runs + row(sub, 0) / MaskPlan::block);
+  const auto block = static_cast<std::int32_t>(j0_ / MaskPlan::block);
+  const MaskPlan::Run* end = plan.runs.data() + plan.run_offsets[at + 1];
+  const MaskPlan::Run* run = std::partition_point(
+      plan.runs.data() + plan.run_offsets[at], end, [&](const auto& r) { return r.end <= block; });
+  RowRange range;
+  if (run == end || run->begin > block) return range;
+  range.end = rows_;
+  if (run->tiles < 0) return range;
+  range.masked = true;
+  const auto id = plan.tile_ids[static_cast<std::size_t>(run->tiles + block - run->begin)];
+  range.words = plan.tiles_by_key[static_cast<std::size_t>(id)].data();
+  return range;
+}
+
+bool ScoreTiles::visit(std::int64_t j0) {
+  j0_ = j0;
+  rows_ = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
+  bool any = false;
+  for (int sub = 0; sub < subs_; ++sub) {
+    RowRange& range = memory_.ranges[sub];
+    switch (run_.mask_kind) {
+      case MaskKind::band: range = band_range(sub); break;
+      case MaskKind::plan: range = plan_range(sub); break;
+      case MaskKind::none: range = {0, rows_, false, nullptr}; break;
+      case MaskKind::program: range = {0, rows_, true, nullptr}; break;
+    }
+    any |= !range.empty();
+  }
+  return any;
+}
+
+/// Float32 rows at one stride are read in place; anything else is copied once per macro-tile. So
+/// are rows a multiple of 4096 bytes apart, which would share a few sets of the cache.
+void ScoreTiles::load(
+    const View& view, int d, float* scratch, const float*& at, std::int64_t& stride) const {
+  const std::int64_t head = run_.kv_head_of(head_);
+  int done = 0;
+  while (done < rows_) {
+    const KeyRun run =
+        key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
+    const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
+    const bool aliased = run.stride % 4096 == 0 && subs_ > 2;
+    if (view.dtype == DType::f32 && n == rows_ && !aliased) {
+      at = reinterpret_cast<const float*>(run.data);
+      stride = run.stride / 4;
+      return;
+    }
+    kernels_.copy_rows(
+        run.data, run.stride, view.dtype, n, d, scratch + std::int64_t{done} * d, d, d);
+    done += n;
+  }
+  at = scratch;
+  stride = d;
+}
+
+void ScoreTiles::load_keys() {
+  load(run_.args.kv.k, run_.spec.dqk, memory_.k_copy, k_, k_stride_);
+  const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
+    kernels_.execute(code.part[1].data(), std::ssize(code.part[1]), expr::Rate::key, 0, rows_,
+                     files.at(0), environment(0, c));
+  };
+  if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
+  if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
+}
+
+void ScoreTiles::load_values() {
+  load(run_.args.kv.v, run_.spec.dv, memory_.v_copy, v_, v_stride_);
+}
+
+template <class F>
+void ScoreTiles::by_chunks(int sub, F&& body) const {
+  const RowRange& range = memory_.ranges[sub];
+  for (int r = range.begin; r < range.end; r += chunk_rows)
+    body(r, std::min(chunk_rows, range.end - r));
+}
+
+float* ScoreTiles::raw_scores(int sub) {
+  const RowRange& range = memory_.ranges[sub];
+  float* s = memory_.s + range.begin * kernels_.lanes;
+  kernels_.scores(k_ + range.begin * k_stride_, k_stride_, range.size(), run_.spec.dqk, q_t(sub), s,
+                  vectors(sub));
+  return s;
+}
+
+float* ScoreTiles::scores(int sub) {
+  const RowRange& range = memory_.ranges[sub];
+  float* s = raw_scores(sub);
+  const int lanes = kernels_.lanes;
+  const auto element = [&](const FlatCode& code, const Files& files, const Environment& env,
+                           auto&& result) {
+    by_chunks(sub, [&](int r, int n) {
+      kernels_.execute(
+          code.part[3].data(), std::ssize(code.part[3]), expr::Rate::element, r, n, files, env);
+      result(code.roots[0], r, n, files, memory_.s + r * lanes);
+    });
+  };
+  if (run_.setup.score.used)
+    element(run_.setup.score, memory_.score.at(sub), environment(sub, run_.score), kernels_.read);
+  if (range.words)
+    kernels_.mask_bits(s,
+                       range.size(),
+                       range.words + range.begin,
+                       static_cast<int>(row(sub, 0) % MaskPlan::block));
+  else if (run_.mask_kind == MaskKind::program)
+    element(run_.setup.mask,
+            memory_.mask.at(sub),
+            environment(sub, run_.mask),
+            kernels_.mask_register);
+  else if (range.masked)
+    kernels_.mask_band(s,
+                       range.size(),
+                       static_cast<int>(j0_) + range.begin,
+                       memory_.low + sub * lanes,
+                       memory_.high + sub * lanes);
+  return s;
+}
+
+void ScoreTiles::accumulate_values(int sub, const float* p, float* o_t) const {
+  const RowRange& range = memory_.ranges[sub];
+  kernels_.accumulate(v_ + range.begin * v_stride_, v_stride_, range.size(), run_.spec.dv, p, o_t,
+                      vectors(sub));
+}
+
+void ScoreTiles::drop(int sub, float* p) const {
+  const RowRange& range = memory_.ranges[sub];
+  DropoutTile at;
+  at.q = memory_.q + sub * kernels_.lanes;
+  at.head = memory_.head + sub * kernels_.lanes;
+  at.batch = static_cast<std::uint32_t>(b_);
+  at.k = static_cast<std::uint32_t>(sequence_.k_origin + j0_ + range.begin);
+  at.threshold = run_.threshold;
+  at.key0 = static_cast<std::uint32_t>(run_.args.seed);
+  at.key1 = static_cast<std::uint32_t>(run_.args.seed >> 32);
+  at.keep_scale = run_.keep_scale;
+  kernels_.drop(p, range.size(), at);
+}
+
+}  // namespace undivided::cpu

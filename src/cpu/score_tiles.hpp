@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores of one macro-tile of queries against key blocks: positions, masks and score programs.
+// Forward, backward and key mass all ask it for the same tiles, so they see the same bits.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/problem.hpp"
+
+namespace undivided::cpu {
+
+/// Rows [begin, end) of a key block that some lane of a sub-block needs; begin is a multiple of 8.
+struct RowRange {
+  int begin = 0, end = 0;
+  bool masked = false;                   // some pair inside may not be kept
+  const std::uint64_t* words = nullptr;  // bit tile of a partial block of a mask plan
+  bool empty() const { return begin >= end; }
+  int size() const { return end - begin; }
+};
+
+class ScoreTiles {
+  struct Edges {  // of the keys that the lanes of a sub-block keep
+    std::int32_t low_min = 0, low_max = 0, high_min = 0, high_max = 0;
+  };
+
+ public:
+  /// Scratch of one worker; the lane arrays are [sub-blocks][lanes].
+  struct Memory {
+    Memory(Arena& arena, const Setup& setup);
+    float *q_t, *s, *k_copy, *v_copy;
+    std::int32_t *low, *high, *q, *head;
+    Edges* edges;
+    RowRange* ranges;
+    WorkerFiles mask, score;
+  };
+  ScoreTiles(const Run& run, const Memory& memory)
+      : run_(run), kernels_(run.kernels), memory_(memory) {}
+
+  /// Rows [first, first + count) of a head (of a KV head when packed) of sequence b, count > 0.
+  void begin(const Sequence& s, std::int64_t b, std::int64_t head, std::int64_t first, int count);
+  /// Local keys [low, high) that any row may need; low is on the grid of key blocks.
+  std::int64_t low() const { return low_; }
+  std::int64_t high() const { return high_; }
+  /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it.
+  bool visit(std::int64_t j0);
+  void load_keys();  // of the visited block
+  void load_values();
+  const RowRange& range(int sub) const { return memory_.ranges[sub]; }
+  /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
+  float* scores(int sub);
+  /// The same before programs and masks.
+  float* raw_scores(int sub);
+  void accumulate_values(int sub, const float* p, float* o_t) const;
+  void drop(int sub, float* p) const;
+
+  int subs() const { return subs_; }
+  int lanes_of(int sub) const { return std::min(kernels_.lanes, count_ - sub * kernels_.lanes); }
+  int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
+  std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
+  const float* q_t(int sub) const {
+    return memory_.q_t + std::int64_t{sub} * run_.spec.dqk * kernels_.lanes;
+  }
+  std::int64_t key() const { return j0_; }
+  int key_rows() const { return rows_; }
+  const float* keys() const { return k_; }
+  std::int64_t key_stride() const { return k_stride_; }
+  const float* values() const { return v_; }
+  std::int64_t value_stride() const { return v_stride_; }
+  const Sequence& sequence() const { return sequence_; }
+  std::int64_t batch() const { return b_; }
+  std::int64_t head() const { return head_; }
+  Environment environment(int sub, const Contents& contents) const;
+
+ private:
+  void load(const View& view, int d, float* scratch, const float*& at, std::int64_t& stride) const;
+  RowRange band_range(int sub) const;
+  RowRange plan_range(int sub) const;
+  template <class F>
+  void by_chunks(int sub, F&& body) const;
+
+  const Run& run_;
+  const Kernels& kernels_;
+  Memory memory_;
+  Sequence sequence_;
+  std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
+  int count_ = 0, subs_ = 0, rows_ = 0;
+  const float *k_ = nullptr, *v_ = nullptr;
+  std::int64_t k_stride_ = 0, v_stride_ = 0;
+};
+
+}  // namespace undivided::cpu

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Closes the tiles of one ISA: its row of the table. Included once, inside the namespace of an ISA.
+
+extern const Kernels kernels;
+const Kernels kernels = {isa_name,
+                         W,
+                         lanes,
+                         copy_rows_tile,
+                         pack_tile,
+                         unpack_tile,
+                         store_row_tile,
+                         scores_tile,
+                         softmax_tile,
+                         accumulate_tile,
+                         mask_band_tile,
+                         mask_bits_tile,
+                         drop_tile,
+                         execute_code,
+                         read_register,
+                         mask_by_register,
+                         weights_tile,
+                         score_gradient_tile,
+                         multiply_tile,
+                         accumulate_rows_tile,
+                         sum_lanes_tile,
+                         dot_row,
+                         exp2_array,
+                         fma_rounds,
+                         read_all};

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// vec for AVX-512 F, BW, VL, DQ: 16 lanes of float32 or int32. Included once, inside the namespace
+// of its ISA.
+
+using vf = __m512;
+using vi = __m512i;
+using vm = __mmask16;
+constexpr int W = 16;
+
+#define UNDIVIDED_VEC static inline __attribute__((always_inline))
+
+UNDIVIDED_VEC vf load(const float* p) { return _mm512_loadu_ps(p); }
+UNDIVIDED_VEC void store(float* p, vf a) { _mm512_storeu_ps(p, a); }
+UNDIVIDED_VEC vf set1(float a) { return _mm512_set1_ps(a); }
+UNDIVIDED_VEC vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
+UNDIVIDED_VEC vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+UNDIVIDED_VEC vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+UNDIVIDED_VEC vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+UNDIVIDED_VEC vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+UNDIVIDED_VEC vf max(vf a, vf b) { return _mm512_max_ps(a, b); }  // b if either is NaN
+UNDIVIDED_VEC vf min(vf a, vf b) { return _mm512_min_ps(a, b); }  // b if either is NaN
+UNDIVIDED_VEC vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
+UNDIVIDED_VEC vf round(vf a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/// p * 2^n for integral n; 0 for n = -inf, whatever p.
+UNDIVIDED_VEC vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
+
+UNDIVIDED_VEC vi loadi(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+UNDIVIDED_VEC void storei(std::int32_t* p, vi a) { _mm512_storeu_si512(p, a); }
+UNDIVIDED_VEC vi set1i(std::int32_t a) { return _mm512_set1_epi32(a); }
+UNDIVIDED_VEC vi addi(vi a, vi b) { return _mm512_add_epi32(a, b); }
+UNDIVIDED_VEC vi subi(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+UNDIVIDED_VEC vi muli(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+UNDIVIDED_VEC vi mini(vi a, vi b) { return _mm512_min_epi32(a, b); }
+UNDIVIDED_VEC vi maxi(vi a, vi b) { return _mm512_max_epi32(a, b); }
+UNDIVIDED_VEC vi andi(vi a, vi b) { return _mm512_and_si512(a, b); }
+UNDIVIDED_VEC vi ori(vi a, vi b) { return _mm512_or_si512(a, b); }
+UNDIVIDED_VEC vi xori(vi a, vi b) { return _mm512_xor_si512(a, b); }
+UNDIVIDED_VEC vi shli(vi a, vi n) { return _mm512_sllv_epi32(a, n); }
+UNDIVIDED_VEC vi shri(vi a, vi n) { return _mm512_srav_epi32(a, n); }
+UNDIVIDED_VEC vi shr_logical(vi a, int n) {
+  return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n));
+}
+UNDIVIDED_VEC vf to_f(vi a) { return _mm512_cvtepi32_ps(a); }
+UNDIVIDED_VEC vi to_i(vf a) { return _mm512_cvttps_epi32(a); }  // 0x80000000 out of range
+UNDIVIDED_VEC vf as_f(vi a) { return _mm512_castsi512_ps(a); }
+UNDIVIDED_VEC vi as_i(vf a) { return _mm512_castps_si512(a); }
+
+UNDIVIDED_VEC vm lt(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+UNDIVIDED_VEC vm le(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+UNDIVIDED_VEC vm eq(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+UNDIVIDED_VEC vm ne(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+UNDIVIDED_VEC vm lti(vi a, vi b) { return _mm512_cmp_epi32_mask(a, b, _MM_CMPINT_LT); }
+UNDIVIDED_VEC vm eqi(vi a, vi b) { return _mm512_cmp_epi32_mask(a, b, _MM_CMPINT_EQ); }
+UNDIVIDED_VEC vm ltu(vi a, vi b) { return _mm512_cmp_epu32_mask(a, b, _MM_CMPINT_LT); }
+UNDIVIDED_VEC vm both(vm a, vm b) { return static_cast<vm>(a & b); }
+UNDIVIDED_VEC vm either(vm a, vm b) { return static_cast<vm>(a | b); }
+UNDIVIDED_VEC vm negate(vm a) { return static_cast<vm>(~a); }
+UNDIVIDED_VEC bool any(vm a) { return a != 0; }
+UNDIVIDED_VEC vf select(vm m, vf a, vf b) { return _mm512_mask_blend_ps(m, b, a); }
+UNDIVIDED_VEC vi selecti(vm m, vi a, vi b) { return _mm512_mask_blend_epi32(m, b, a); }
+/// Booleans in memory are 0 or -1.
+UNDIVIDED_VEC vi to_bits(vm m) { return _mm512_movm_epi32(m); }
+UNDIVIDED_VEC vm from_bits(vi a) { return _mm512_movepi32_mask(a); }
+/// Lane i is bit i of the word.
+UNDIVIDED_VEC vm from_word(std::uint32_t word) { return static_cast<vm>(word); }
+
+/// The two halves of the unsigned 64-bit product.
+UNDIVIDED_VEC void mul_wide(vi a, vi b, vi& high, vi& low) {
+  const vi even = _mm512_mul_epu32(a, b);
+  const vi odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+  low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+}
+/// floor(a / b) by exact double quotients; callers deal with b = 0.
+UNDIVIDED_VEC vi floor_quotient(vi a, vi b) {
+  const auto half = [](__m256i x, __m256i y) {
+    const __m512d q = _mm512_div_pd(_mm512_cvtepi32_pd(x), _mm512_cvtepi32_pd(y));
+    return _mm512_cvttpd_epi32(
+        _mm512_roundscale_pd(q, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+  };
+  const __m256i low = half(_mm512_castsi512_si256(a), _mm512_castsi512_si256(b));
+  const __m256i high = half(_mm512_extracti64x4_epi64(a, 1), _mm512_extracti64x4_epi64(b, 1));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+UNDIVIDED_VEC vi gather(const std::int32_t* base, vi index) {
+  return _mm512_i32gather_epi32(index, base, 4);
+}
+
+UNDIVIDED_VEC vf load_f16(const std::uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+UNDIVIDED_VEC vf load_bf16(const std::uint16_t* p) {
+  return as_f(_mm512_slli_epi32(
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+/// The low 16 bits of each lane.
+UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// vec in plain C++: 4 lanes, no instruction set needed. Included once, inside the namespace of its
+// ISA.
+
+constexpr int W = 4;
+struct vf {
+  float x[W];
+};
+struct vi {
+  std::int32_t x[W];
+};
+struct vm {
+  bool x[W];
+};
+
+#define UNDIVIDED_VEC static inline
+
+template <class R, class F>
+UNDIVIDED_VEC R each(F&& f) {
+  R r;
+  for (int i = 0; i < W; ++i) r.x[i] = f(i);
+  return r;
+}
+UNDIVIDED_VEC std::uint32_t uns(std::int32_t a) { return static_cast<std::uint32_t>(a); }
+UNDIVIDED_VEC std::int32_t sig(std::uint32_t a) { return static_cast<std::int32_t>(a); }
+
+UNDIVIDED_VEC vf load(const float* p) { return each<vf>([&](int i) { return p[i]; }); }
+UNDIVIDED_VEC void store(float* p, vf a) {
+  for (int i = 0; i < W; ++i) p[i] = a.x[i];
+}
+UNDIVIDED_VEC vf set1(float a) { return each<vf>([&](int) { return a; }); }
+UNDIVIDED_VEC vf add(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] + b.x[i]; }); }
+UNDIVIDED_VEC vf sub(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] - b.x[i]; }); }
+UNDIVIDED_VEC vf mul(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] * b.x[i]; }); }
+UNDIVIDED_VEC vf div(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] / b.x[i]; }); }
+UNDIVIDED_VEC vf fma(vf a, vf b, vf c) {
+  return each<vf>([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
+}
+UNDIVIDED_VEC vf max(vf a, vf b) {  // b if either is NaN
+  return each<vf>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+UNDIVIDED_VEC vf min(vf a, vf b) {  // b if either is NaN
+  return each<vf>([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
+}
+UNDIVIDED_VEC vf sqrt(vf a) { return each<vf>([&](int i) { return __builtin_sqrtf(a.x[i]); }); }
+/// To nearest even; values of 2^23 and more, and NaN, are already whole.
+UNDIVIDED_VEC vf round(vf a) {
+  return each<vf>([&](int i) {
+    const float magic = 12582912.0f, x = a.x[i];
+    if (!(__builtin_fabsf(x) < 4194304.0f)) return x;
+    volatile float shifted = x + magic;
+    return shifted - magic;
+  });
+}
+
+UNDIVIDED_VEC vi loadi(const std::int32_t* p) { return each<vi>([&](int i) { return p[i]; }); }
+UNDIVIDED_VEC void storei(std::int32_t* p, vi a) {
+  for (int i = 0; i < W; ++i) p[i] = a.x[i];
+}
+UNDIVIDED_VEC vi set1i(std::int32_t a) { return each<vi>([&](int) { return a; }); }
+UNDIVIDED_VEC vi addi(vi a, vi b) {
+  return each<vi>([&](int i) { return sig(uns(a.x[i]) + uns(b.x[i])); });
+}
+UNDIVIDED_VEC vi subi(vi a, vi b) {
+  return each<vi>([&](int i) { return sig(uns(a.x[i]) - uns(b.x[i])); });
+}
+UNDIVIDED_VEC vi muli(vi a, vi b) {
+  return each<vi>([&](int i) { return sig(uns(a.x[i]) * uns(b.x[i])); });
+}
+UNDIVIDED_VEC vi mini(vi a, vi b) {
+  return each<vi>([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
+}
+UNDIVIDED_VEC vi maxi(vi a, vi b) {
+  return each<vi>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+}
+UNDIVIDED_VEC vi andi(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] & b.x[i]; }); }
+UNDIVIDED_VEC vi ori(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] | b.x[i]; }); }
+UNDIVIDED_VEC vi xori(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] ^ b.x[i]; }); }
+UNDIVIDED_VEC vi shli(vi a, vi n) {
+  return each<vi>([&](int i) { return uns(n.x[i]) > 31 ? 0 : sig(uns(a.x[i]) << n.x[i]); });
+}
+UNDIVIDED_VEC vi shri(vi a, vi n) {
+  return each<vi>([&](int i) { return a.x[i] >> (uns(n.x[i]) > 31 ? 31 : n.x[i]); });
+}
+UNDIVIDED_VEC vi shr_logical(vi a, int n) {
+  return each<vi>([&](int i) { return sig(uns(a.x[i]) >> n); });
+}
+UNDIVIDED_VEC vf to_f(vi a) {
+  return each<vf>([&](int i) { return static_cast<float>(a.x[i]); });
+}
+UNDIVIDED_VEC vi to_i(vf a) {  // 0x80000000 out of range
+  return each<vi>([&](int i) {
+    return a.x[i] >= -2147483648.0f && a.x[i] < 2147483648.0f ? static_cast<std::int32_t>(a.x[i])
+                                                              : INT32_MIN;
+  });
+}
+UNDIVIDED_VEC vf as_f(vi a) { return __builtin_bit_cast(vf, a); }
+UNDIVIDED_VEC vi as_i(vf a) { return __builtin_bit_cast(vi, a); }
+
+UNDIVIDED_VEC vm lt(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] < b.x[i]; }); }
+UNDIVIDED_VEC vm le(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] <= b.x[i]; }); }
+UNDIVIDED_VEC vm eq(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] == b.x[i]; }); }
+UNDIVIDED_VEC vm ne(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] != b.x[i]; }); }
+UNDIVIDED_VEC vm lti(vi a, vi b) { return each<vm>([&](int i) { return a.x[i] < b.x[i]; }); }
+UNDIVIDED_VEC vm eqi(vi a, vi b) { return each<vm>([&](int i) { return a.x[i] == b.x[i]; }); }
+UNDIVIDED_VEC vm ltu(vi a, vi b) {
+  return each<vm>([&](int i) { return uns(a.x[i]) < uns(b.x[i]); });
+}
+UNDIVIDED_VEC vm both(vm a, vm b) { return each<vm>([&](int i) { return a.x[i] && b.x[i]; }); }
+UNDIVIDED_VEC vm either(vm a, vm b) { return each<vm>([&](int i) { return a.x[i] || b.x[i]; }); }
+UNDIVIDED_VEC vm negate(vm a) { return each<vm>([&](int i) { return !a.x[i]; }); }
+UNDIVIDED_VEC bool any(vm a) { return a.x[0] || a.x[1] || a.x[2] || a.x[3]; }
+UNDIVIDED_VEC vf select(vm m, vf a, vf b) {
+  return each<vf>([&](int i) { return m.x[i] ? a.x[i] : b.x[i]; });
+}
+UNDIVIDED_VEC vi selecti(vm m, vi a, vi b) {
+  return each<vi>([&](int i) { return m.x[i] ? a.x[i] : b.x[i]; });
+}
+/// Booleans in memory are 0 or -1.
+UNDIVIDED_VEC vi to_bits(vm m) { return each<vi>([&](int i) { return m.x[i] ? -1 : 0; }); }
+UNDIVIDED_VEC vm from_bits(vi a) { return each<vm>([&](int i) { return a.x[i] < 0; }); }
+/// Lane i is bit i of the word.
+UNDIVIDED_VEC vm from_word(std::uint32_t word) {
+  return each<vm>([&](int i) { return (word >> i & 1) != 0; });
+}
+
+/// p * 2^n for integral n in two steps, so that the result may be subnormal. exp2 clamps n.
+UNDIVIDED_VEC vf scale2(vf p, vf n) {
+  return each<vf>([&](int i) {
+    const float x = n.x[i];
+    const int whole = x >= -300.0f && x <= 300.0f ? static_cast<int>(x) : 0;
+    const int half = whole >> 1;
+    const auto power = [](int e) { return __builtin_bit_cast(float, uns(e + 127) << 23); };
+    return p.x[i] * power(half) * power(whole - half);
+  });
+}
+/// The two halves of the unsigned 64-bit product.
+UNDIVIDED_VEC void mul_wide(vi a, vi b, vi& high, vi& low) {
+  for (int i = 0; i < W; ++i) {
+    const std::uint64_t product = static_cast<std::uint64_t>(uns(a.x[i])) * uns(b.x[i]);
+    high.x[i] = sig(static_cast<std::uint32_t>(product >> 32));
+    low.x[i] = sig(static_cast<std::uint32_t>(product));
+  }
+}
+/// floor(a / b); callers deal with b = 0.
+UNDIVIDED_VEC vi floor_quotient(vi a, vi b) {
+  return each<vi>([&](int i) {
+    if (b.x[i] == 0) return 0;
+    const std::int64_t x = a.x[i], y = b.x[i], q = x / y;
+    return static_cast<std::int32_t>(q - (x % y != 0 && (x < 0) != (y < 0)));
+  });
+}
+UNDIVIDED_VEC vi gather(const std::int32_t* base, vi index) {
+  return each<vi>([&](int i) { return base[index.x[i]]; });
+}
+
+UNDIVIDED_VEC vf load_f16(const std::uint16_t* p) {
+  return each<vf>([&](int i) { return to_float(Half{p[i]}); });
+}
+UNDIVIDED_VEC vf load_bf16(const std::uint16_t* p) {
+  return each<vf>([&](int i) { return __builtin_bit_cast(float, std::uint32_t{p[i]} << 16); });
+}
+UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
+  for (int i = 0; i < W; ++i) p[i] = to_half(a.x[i]).bits;
+}
+/// The low 16 bits of each lane.
+UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
+  for (int i = 0; i < W; ++i) p[i] = static_cast<std::uint16_t>(a.x[i]);
+}
