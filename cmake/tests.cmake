@@ -16,8 +16,9 @@ target_include_directories(test_settings INTERFACE ${PROJECT_SOURCE_DIR}/src ${P
                                                    ${PROJECT_SOURCE_DIR}/tests)
 target_compile_definitions(test_settings INTERFACE
   UNDIVIDED_SOURCE_DIR="${PROJECT_SOURCE_DIR}" UNDIVIDED_BINARY_DIR="${PROJECT_BINARY_DIR}")
-# Tests mix signed and unsigned freely; the library may not.
-target_compile_options(test_settings INTERFACE -Wno-conversion -Wno-sign-conversion)
+# Tests mix signed and unsigned freely, and put EXPECT_ after a bare if; the library may not.
+target_compile_options(test_settings INTERFACE -Wno-conversion -Wno-sign-conversion
+                                               -Wno-sign-compare -Wno-dangling-else)
 target_link_libraries(test_settings INTERFACE undivided Threads::Threads GTest::gtest GTest::gmock
                       fmt::fmt-header-only nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
 if(UNDIVIDED_TBB)

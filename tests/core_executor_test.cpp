@@ -105,7 +105,7 @@ INSTANTIATE_TEST_SUITE_P(All,
                          testing::Values(Kind{"inline", make_inline},
                                          Kind{"default", make_executor},
                                          Kind{"thread", make_thread_executor}),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& kind) { return std::string(kind.param.name); });
 
 TEST(Executor, TheDefaultOneExistsOnce) { EXPECT_EQ(&default_executor(), &default_executor()); }
 

@@ -36,6 +36,13 @@ class InlineExecutor final : public Executor {
 #ifdef UNDIVIDED_WITH_TBB
 int machine_threads() { return tbb::info::default_concurrency(); }
 
+void check_threads(int threads) {
+  if (threads < 1 || threads > 1024)
+    throw Error(Code::invalid_argument,
+                Stage::plan,
+                "threads: got " + std::to_string(threads) + "; allowed: 1 to 1024");
+}
+
 class TbbExecutor final : public Executor {
  public:
   explicit TbbExecutor(int threads) : arena_(threads) {
@@ -74,13 +81,6 @@ int machine_threads() {
   return count ? static_cast<int>(count) : 1;
 }
 #endif
-
-void check_threads(int threads) {
-  if (threads < 1 || threads > 1024)
-    throw Error(Code::invalid_argument,
-                Stage::plan,
-                "threads: got " + std::to_string(threads) + "; allowed: 1 to 1024");
-}
 
 }  // namespace
 
