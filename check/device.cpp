@@ -18,7 +18,7 @@ const Place::Copy& Place::copy_of(const Buffer& buffer) {
     if (c.host.data == all.data) return c;
   Copy c{all, {}, allocate(context_, device_, all.dtype, {all.count()})};
   c.device = c.owner;
-  cuda::copy_to_device(c.host, c.device, context_);
+  cuda::copy_to_device(c.host, c.device, context_.stream);
   copies_.push_back(c);
   return copies_.back();
 }
@@ -54,13 +54,13 @@ Inputs Place::bring(const Inputs& host) {
 void Place::fetch(const Buffer& buffer) {
   if (device_.kind == Device::Kind::cpu) return;
   const Copy& c = copy_of(buffer);
-  cuda::copy_to_host(c.device, c.host, context_);
+  cuda::copy_to_host(c.device, c.host, context_.stream);
 }
 
 Tensor Place::host(const View& v) const {
   if (v.device.kind == Device::Kind::cpu) return converted(v, v.dtype);
   const Tensor out = Tensor::empty_like(v, v.dtype);
-  cuda::copy_to_host(v, out, context_);
+  cuda::copy_to_host(v, out, context_.stream);
   return out;
 }
 
