@@ -4,7 +4,6 @@
 
 #include "cuda/driver.hpp"
 #include "cuda/memory.hpp"
-#include "plan/library.hpp"
 
 namespace undivided::cli {
 namespace {
@@ -40,26 +39,13 @@ Device device_of(Backend backend) {
   return {Device::Kind::cuda, 0};
 }
 
-Tensor on_device(const View& host, Device device) {
-  const Tensor dense = host.contiguous() ? Tensor{} : converted(host, host.dtype);
-  Tensor there =
-      allocate({}, device, host.dtype, {host.shape.begin(), host.shape.begin() + host.rank});
-  if (host.count() > 0)
-    cuda::copy_to_device(dense ? static_cast<const View&>(dense) : host, there, nullptr);
-  return there;
-}
-
 Tensor on_host(const Tensor& tensor) {
-  if (!tensor || tensor.device.kind == Device::Kind::cpu) return tensor;
-  Tensor here = Tensor::empty_like(tensor, tensor.dtype);
-  if (tensor.count() > 0) cuda::copy_to_host(tensor, here, nullptr);
-  return here;
+  return tensor && tensor.device.kind == Device::Kind::cuda ? cuda::to_host(tensor) : tensor;
 }
 
 void wait_for(Device device) {
   if (device.kind == Device::Kind::cpu) return;
-  cuda::DeviceScope scope(cuda::driver(), device.index);
-  cuda::driver().cuStreamSynchronize(nullptr);
+  cuda::synchronise({}, device);
 }
 
 Run run_on_device(const Rows& q,
@@ -77,7 +63,7 @@ Run run_on_device(const Rows& q,
   std::vector<Tensor> keep;
   const auto move = [&](View& v) {
     if (!v || device.kind == Device::Kind::cpu) return;
-    keep.push_back(on_device(v, device));
+    keep.push_back(cuda::to_device(v, device));
     v = keep.back();
   };
   for (View* v : {&rows.data, &keys.k, &keys.v, &there.sink, &back.dlse}) move(*v);

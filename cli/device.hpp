@@ -10,8 +10,7 @@ namespace undivided::cli {
 /// Where the tensors of a backend live. For cuda raises Error{plan} with the reason if there is no
 /// GPU.
 Device device_of(Backend backend);
-Tensor on_device(const View& host, Device device);  ///< a copy on a CUDA device
-Tensor on_host(const Tensor& tensor);               ///< the tensor itself if it is there
+Tensor on_host(const Tensor& tensor);  ///< the tensor itself if it is there
 /// Waits until the device has done what it was given.
 void wait_for(Device device);
 
