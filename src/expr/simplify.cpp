@@ -119,11 +119,7 @@ class Simplifier {
   int literal_order(const Node& m, const Node& n) const {
     if (m.type != n.type) return m.type < n.type ? -1 : 1;
     if (m.op != n.op) return m.op < n.op ? -1 : 1;
-    if (m.op == Op::param) {
-      const std::string &x = name_of_slot(m), &y = name_of_slot(n);
-      if (x.size() != y.size()) return x.size() < y.size() ? -1 : 1;
-      return x.compare(y) < 0 ? -1 : 1;
-    }
+    if (m.op == Op::param) return 0;  // lifted: keep the order that the literals had
     if (m.type != Type::f32) return m.integer < n.integer ? -1 : m.integer > n.integer;
     if (m.real == n.real) return std::signbit(m.real) ? -1 : 1;
     return m.real < n.real ? -1 : 1;
@@ -297,19 +293,23 @@ class Simplifier {
   std::int32_t chain(Op op, std::int32_t a, std::int32_t b) {
     const std::int64_t unit = op == Op::logical_and;
     std::vector<std::int32_t> terms;
-    for (std::int32_t side : {a, b}) {
+    for (std::int32_t side : {b, a}) {
       while (at(side).op == op && terms.size() <= max_chain) {
         terms.push_back(at(side).operand[1]);
         side = at(side).operand[0];
       }
       terms.push_back(side);
     }
+    std::reverse(terms.begin(), terms.end());  // as written, for those that compare equal
     if (terms.size() > max_chain ||
         std::any_of(terms.begin(), terms.end(), [&](std::int32_t t) { return at(t).op == op; }))
       return -1;
-    std::sort(terms.begin(), terms.end(), [&](std::int32_t x, std::int32_t y) {
-      return x != y && before(x, y);
-    });
+    for (auto it = terms.begin(); it != terms.end(); ++it)  // a stable insertion sort
+      std::rotate(
+          std::upper_bound(
+              terms.begin(), it, *it, [&](std::int32_t x, std::int32_t y) { return before(x, y); }),
+          it,
+          it + 1);
     terms.erase(std::unique(terms.begin(), terms.end()), terms.end());
     std::int32_t joined = -1;
     for (std::int32_t t : terms) {
