@@ -9,6 +9,8 @@
 
 namespace undivided::cuda {
 
+inline constexpr int oldest_arch = 80;  // compute capability 8.0: mma.sync for bf16, cp.async
+
 /// First the machine (driver, device), then the spec.
 Support support(const Spec& spec, const Bounds& bounds, const Context& context);
 /// The spec alone, also where there is no GPU.

@@ -54,10 +54,6 @@ class StreamAllocator final : public Allocator {
   }
 };
 
-Allocator& allocator_for(const Context& context) {
-  return context.allocator ? *context.allocator : cuda_allocator();
-}
-
 // Elements from the first to the last of a view, as they lie in memory.
 std::int64_t extent(const View& v) {
   std::int64_t last = 0;
@@ -99,7 +95,7 @@ View at_memory(const View& layout, void* data, Device device) {
 
 }  // namespace
 
-Allocator& cuda_allocator() {
+Allocator& allocator() {
   static StreamAllocator& one = *new StreamAllocator;
   return one;
 }
@@ -119,21 +115,21 @@ Tensor empty(DType dtype,
     count *= shape[i];
   }
   const std::size_t bytes = static_cast<std::size_t>(count) * size_of(dtype);
-  Allocator& allocator = allocator_for(context);
+  Allocator& from = context.allocator ? *context.allocator : allocator();
   void* stream = context.stream;
-  t.data = allocator.allocate(bytes, device, stream);
-  t.owner = std::shared_ptr<void>(t.data, [&allocator, bytes, device, stream](void* data) {
-    allocator.deallocate(data, bytes, device, stream);
+  t.data = from.allocate(bytes, device, stream);
+  t.owner = std::shared_ptr<void>(t.data, [&from, bytes, device, stream](void* data) {
+    from.deallocate(data, bytes, device, stream);
   });
   return t;
 }
 
-void copy_to_device(const View& host, const View& device, const Context& context) {
+void copy_to_device(const View& host, const View& device, void* stream) {
   check_pair(host, device);
   if (host.count() == 0) return;
   Driver& d = driver();
   const DeviceScope scope(d, device.device.index);
-  refuse_capture(d, context.stream, "a copy from the host");
+  refuse_capture(d, stream, "a copy from the host");
   const std::size_t element = size_of(host.dtype);
   Tensor packed;
   View from = host;
@@ -141,10 +137,10 @@ void copy_to_device(const View& host, const View& device, const Context& context
     // Bytes between the rows belong to the caller: fetch them, change ours, send all back.
     const auto bytes = static_cast<std::size_t>(extent(device)) * element;
     packed = Tensor::empty(DType::i8, {static_cast<std::int64_t>(bytes)});
-    d.cuMemcpyDtoHAsync(packed.data, address(device.data), bytes, context.stream);
-    d.cuStreamSynchronize(context.stream);
+    d.cuMemcpyDtoHAsync(packed.data, address(device.data), bytes, stream);
+    d.cuStreamSynchronize(stream);
     copy(host, at_memory(device, packed.data, cpu_device));
-    d.cuMemcpyHtoDAsync(address(device.data), packed.data, bytes, context.stream);
+    d.cuMemcpyHtoDAsync(address(device.data), packed.data, bytes, stream);
   } else {
     if (!dense(host)) {
       packed = host_like(host);
@@ -152,23 +148,23 @@ void copy_to_device(const View& host, const View& device, const Context& context
       from = packed;
     }
     const auto bytes = static_cast<std::size_t>(host.count()) * element;
-    d.cuMemcpyHtoDAsync(address(device.data), from.data, bytes, context.stream);
+    d.cuMemcpyHtoDAsync(address(device.data), from.data, bytes, stream);
   }
-  d.cuStreamSynchronize(context.stream);
+  d.cuStreamSynchronize(stream);
 }
 
-void copy_to_host(const View& device, const View& host, const Context& context) {
+void copy_to_host(const View& device, const View& host, void* stream) {
   check_pair(device, host);
   if (host.count() == 0) return;
   Driver& d = driver();
   const DeviceScope scope(d, device.device.index);
-  refuse_capture(d, context.stream, "a copy to the host");
+  refuse_capture(d, stream, "a copy to the host");
   const auto bytes = static_cast<std::size_t>(extent(device)) * size_of(device.dtype);
   const bool straight = dense(device) && dense(host);
   Tensor raw;
   if (!straight) raw = Tensor::empty(DType::i8, {static_cast<std::int64_t>(bytes)});
-  d.cuMemcpyDtoHAsync(straight ? host.data : raw.data, address(device.data), bytes, context.stream);
-  d.cuStreamSynchronize(context.stream);
+  d.cuMemcpyDtoHAsync(straight ? host.data : raw.data, address(device.data), bytes, stream);
+  d.cuStreamSynchronize(stream);
   if (!straight) copy(at_memory(device, raw.data, cpu_device), host);
 }
 
@@ -176,21 +172,21 @@ Tensor to_device(const View& host, Device device, const Context& context) {
   std::vector<std::int64_t> shape;
   for (int i = 0; i < host.rank; ++i) shape.push_back(host.size(i));
   Tensor t = empty(host.dtype, shape, device, context);
-  copy_to_device(host, t, context);
+  copy_to_device(host, t, context.stream);
   return t;
 }
 
 Tensor to_host(const View& device, const Context& context) {
   Tensor t = host_like(device);
   t.device = cpu_device;
-  copy_to_host(device, t, context);
+  copy_to_host(device, t, context.stream);
   return t;
 }
 
-void zero(const View& device, const Context& context) {
+void zero(const View& device, void* stream) {
   Driver& d = driver();
   const DeviceScope scope(d, device.device.index);
-  zero(d, device, context.stream);
+  zero(d, device, stream);
 }
 
 bool capturing(const Context& context, Device device) {
@@ -205,7 +201,7 @@ void synchronise(const Context& context, Device device) {
   d.cuStreamSynchronize(context.stream);
 }
 
-void upload_mask_plan(MaskPlan& plan, Device device, const Context& context) {
+void upload_mask_plan(MaskPlan& plan, Device device, void* stream) {
   struct Part {
     const void* data;
     std::size_t bytes, offset;
@@ -227,7 +223,9 @@ void upload_mask_plan(MaskPlan& plan, Device device, const Context& context) {
     if (p.bytes > 0) std::memcpy(packed.data() + p.offset, p.data, p.bytes);
   const auto bytes = static_cast<std::int64_t>(total);
   const View host = View::of(packed.data(), DType::i8, {bytes});
-  Tensor copy = to_device(host, device, context);
+  Context context;
+  context.stream = stream;
+  const Tensor copy = to_device(host, device, context);
   const auto* base = static_cast<const std::byte*>(copy.data);
   const auto place = [&](auto*& pointer, const Part& p) {
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + p.offset);

@@ -12,9 +12,9 @@
 namespace undivided::cuda {
 
 /// cuMemAllocAsync on the stream, or cuMemAlloc where the device has no memory pools.
-Allocator& cuda_allocator();
+Allocator& allocator();
 
-/// A dense device tensor from context.allocator, or cuda_allocator().
+/// A dense device tensor from context.allocator, or allocator().
 Tensor empty(DType dtype,
              const std::vector<std::int64_t>& shape,
              Device device,
@@ -23,17 +23,18 @@ Tensor empty(DType dtype,
 Tensor to_device(const View& host, Device device, const Context& context = {});
 /// A dense copy on the host; waits for the stream.
 Tensor to_host(const View& device, const Context& context = {});
-/// The same between views that exist; shapes and types are equal, strides are any.
-void copy_to_device(const View& host, const View& device, const Context& context = {});
-void copy_to_host(const View& device, const View& host, const Context& context = {});
-void zero(const View& device, const Context& context = {});
+/// The same between views that exist; shapes and types are equal, strides are any. Both are done
+/// at return, and are refused while the stream is captured.
+void copy_to_device(const View& host, const View& device, void* stream = nullptr);
+void copy_to_host(const View& device, const View& host, void* stream = nullptr);
+void zero(const View& device, void* stream = nullptr);
 
 /// Is the stream being captured into a graph? What synchronises must refuse then.
 bool capturing(const Context& context, Device device);
 void synchronise(const Context& context, Device device);
 
 /// Fills plan.device. Waits for the stream.
-void upload_mask_plan(MaskPlan& plan, Device device, const Context& context = {});
+void upload_mask_plan(MaskPlan& plan, Device device, void* stream = nullptr);
 
 /// Seconds of each of `repeats` calls of `work` on the stream, by events; one warm-up before.
 std::vector<double> time_on_stream(Device device,

@@ -16,15 +16,13 @@ constexpr Result invalid_image = 200, no_binary = 209;
 
 Modules::Modules(Driver& driver, KernelCache cache) : driver_(driver), cache_(std::move(cache)) {}
 
-Modules::~Modules() {
-  for (const auto& [key, slot] : slots_) {
-    if (!slot->kernel) continue;
-    try {
-      const DeviceScope scope(driver_, slot->kernel->device);
-      driver_.cuModuleUnload.raw(slot->kernel->module);
-    } catch (const Error&) {
-      // The driver has shut down before us: its modules are gone already.
-    }
+LoadedKernel::~LoadedKernel() {
+  if (!module) return;
+  try {
+    const DeviceScope scope(driver, device);
+    driver.cuModuleUnload.raw(module);
+  } catch (const Error&) {
+    // The driver has shut down before us: its modules are gone already.
   }
 }
 
@@ -52,7 +50,7 @@ std::shared_ptr<const LoadedKernel> Modules::load(const KernelSpec& spec,
                                                   int device,
                                                   Compile compile) {
   const DeviceInfo& target = driver_.device(device);
-  auto kernel = std::make_shared<LoadedKernel>();
+  auto kernel = std::make_shared<LoadedKernel>(driver_);
   kernel->info =
       cache_.get([&](int arch) { return source_of(spec, policies, arch); }, target.arch(), compile);
   kernel->spec = spec;
@@ -87,12 +85,6 @@ std::shared_ptr<const LoadedKernel> Modules::load(const KernelSpec& spec,
 std::size_t Modules::size() const {
   const std::lock_guard lock(lock_);
   return slots_.size();
-}
-
-Modules& modules(const Context&) {
-  // Never destroyed: plans of the caller may outlive statics.
-  static Modules& process = *new Modules(driver(), KernelCache::standard());
-  return process;
 }
 
 }  // namespace undivided::cuda

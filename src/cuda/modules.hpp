@@ -14,8 +14,14 @@
 
 namespace undivided::cuda {
 
-/// A kernel that can be launched on one device.
+/// A kernel that can be launched on one device. Owns its module: plans outlive libraries.
 struct LoadedKernel {
+  explicit LoadedKernel(Driver& owner) : driver(owner) {}
+  ~LoadedKernel();
+  LoadedKernel(const LoadedKernel&) = delete;
+  LoadedKernel& operator=(const LoadedKernel&) = delete;
+
+  Driver& driver;
   KernelSpec spec;
   Kernel info;  // without the code
   int device = 0;
@@ -29,7 +35,6 @@ struct LoadedKernel {
 class Modules {
  public:
   Modules(Driver& driver, KernelCache cache);
-  ~Modules();
   Modules(const Modules&) = delete;
   Modules& operator=(const Modules&) = delete;
 
@@ -56,8 +61,5 @@ class Modules {
   mutable std::mutex lock_;
   std::unordered_map<std::string, std::shared_ptr<Slot>> slots_;
 };
-
-/// The modules that a context's library holds. Raises Error{unsupported, plan} without CUDA.
-Modules& modules(const Context& context);
 
 }  // namespace undivided::cuda

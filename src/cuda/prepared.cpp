@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// A prepared plan: compiled and loaded once; a run fills parameters and launches.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "cuda/backend.hpp"
+#include "cuda/choose.hpp"
+#include "cuda/launch.hpp"
+#include "undivided/error.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+class CudaPlan final : public Prepared {
+ public:
+  CudaPlan(Modules& modules, const Spec& spec, const Bounds& bounds, int device, Compile compile)
+      : driver_(modules.driver()),
+        device_(device),
+        spec_(spec),
+        bounds_(bounds),
+        choice_(choose(spec, bounds, modules.driver().device(device))) {
+    const Policies policies = policies_of(spec);
+    for (const KernelSpec& k : choice_.kernels)
+      kernels_.push_back(modules.get(k, policies, device, compile));
+    explain();
+  }
+
+  std::size_t workspace() const override { return choice_.workspace; }
+
+  void run(const Args& args, void* workspace, const Context& context) const override {
+    const DeviceScope scope(driver_, device_);
+    Params p{};
+    if (spec_.op == Operation::merge)
+      fill_merge(spec_, args, p);
+    else
+      fill_problem(spec_, bounds_, args, p);
+    if (spec_.op != Operation::merge && spec_.mask_plan) fill_mask_plan(args, p);
+    if (spec_.op == Operation::backward) {
+      fill_backward(spec_, args, p);
+      zero_gradients(args, context.stream);
+    }
+    place(args, static_cast<std::byte*>(workspace), p);
+    for (const auto& kernel : kernels_)
+      if (kernel->spec.kind != KernelKind::sink_gradient || p.dsink)
+        launch(driver_, *kernel, p, context.stream);
+  }
+
+ private:
+  // Kernels add to these, or write only rows that a sequence uses.
+  void zero_gradients(const Args& args, StreamHandle stream) const {
+    if (spec_.captured) {
+      for (const View& view : args.d_arrays) zero(driver_, view, stream);
+      zero(driver_, args.d_params, stream);
+    }
+    if (spec_.kv == KvKind::paged) {
+      if (spec_.want_dk) zero(driver_, args.dk, stream);
+      if (spec_.want_dv) zero(driver_, args.dv, stream);
+    }
+  }
+
+  void place(const Args& args, std::byte* workspace, Params& p) const {
+    const long long rows = rows_of(spec_.rows, p);
+    if (rows > choice_.rows)
+      throw Error(
+          Code::invalid_argument,
+          Stage::run,
+          fmt::format("the problem has {} query rows over all heads; this plan was made for "
+                      "at most {}: plan again with larger bounds",
+                      rows,
+                      choice_.rows));
+    const auto floats = [&](std::int64_t offset) {
+      return offset < 0 ? nullptr : reinterpret_cast<float*>(workspace + offset);
+    };
+    p.partial_o = floats(choice_.partial_o);
+    p.partial_lse = floats(choice_.partial_lse);
+    p.delta = floats(choice_.delta);
+    if (choice_.lse >= 0 && !args.lse) {
+      // key_mass reads the LSE, also when the caller does not want it.
+      p.lse.data = floats(choice_.lse);
+      const bool ragged = spec_.rows == RowKind::ragged;
+      p.lse.token = 1;
+      p.lse.head = ragged ? p.total_q : p.max_q_len;
+      p.lse.batch = static_cast<long long>(p.heads) * p.max_q_len;
+    }
+    if (choice_.split_keys > 0) {
+      p.split_keys = choice_.split_keys;
+      p.splits = std::clamp((p.max_k_len + p.split_keys - 1) / p.split_keys, 1, choice_.splits);
+    }
+  }
+
+  void explain();
+
+  Driver& driver_;
+  int device_;
+  Spec spec_;
+  Bounds bounds_;
+  Choice choice_;
+  std::vector<std::shared_ptr<const LoadedKernel>> kernels_;
+};
+
+const char* determinism_of(const Spec& s) {
+  if (s.op == Operation::merge) return "invariant";
+  if (s.op == Operation::backward)
+    return s.captured
+               ? "fast: gradients of captured arrays are added in any order, the rest repeats "
+                 "bit for bit"
+               : "reproducible: repeats bit for bit";
+  return s.determinism == Determinism::invariant
+             ? "invariant: one kernel, keys never split, rows never packed"
+             : "fast: the forward repeats bit for bit, run to run";
+}
+
+void CudaPlan::explain() {
+  const DeviceInfo& d = driver_.device(device_);
+  // The kernel that does the work names the plan.
+  const auto main =
+      std::max_element(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
+        return a->spec.tile_m() * a->spec.tile_n() * a->spec.threads() <
+               b->spec.tile_m() * b->spec.tile_n() * b->spec.threads();
+      });
+  Explanation& e = explanation;
+  e.backend = "cuda";
+  e.kernel = (*main)->info.name;
+  e.tiles = (*main)->spec.tile_m() > 0
+                ? fmt::format("{}x{}", (*main)->spec.tile_m(), (*main)->spec.tile_n())
+                : "rows";
+  e.splits = choice_.splits;
+  e.determinism = determinism_of(spec_);
+  e.flops = flops(spec_, bounds_);
+  e.bytes = bytes_moved(spec_, bounds_);
+  if (d.tensor_flops > 0 && d.bandwidth > 0)
+    e.floor_seconds = std::max(e.flops / d.tensor_flops, e.bytes / d.bandwidth);
+  e.workspace = choice_.workspace;
+  e.notes.push_back(fmt::format("portable: mma.sync and cp.async, sm_80 and later, on {}", d.name));
+  for (const auto& k : kernels_) {
+    const Kernel& i = k->info;
+    e.notes.push_back(
+        fmt::format("{}: {} registers, {} bytes of shared memory, {} bytes spilled; "
+                    "NVRTC {}, {:.2f} s, {}",
+                    i.name,
+                    i.report.registers,
+                    k->shared_memory,
+                    i.report.spill_bytes,
+                    i.nvrtc,
+                    i.seconds,
+                    i.origin == "compiled" ? "compiled now" : "from " + i.origin));
+  }
+  if (spec_.op != Operation::merge && mask_kind(spec_) == MaskKind::program)
+    e.notes.push_back("no mask plan: the mask is evaluated on every tile of the keys");
+  if (choice_.split_keys > 0)
+    e.notes.push_back(
+        fmt::format("keys in splits of {}, combined in a fixed order", choice_.split_keys));
+}
+
+}  // namespace
+
+std::unique_ptr<Prepared> prepare_with(
+    Modules& modules, const Spec& spec, const Bounds& bounds, int device, Compile compile) {
+  const DeviceInfo& d = modules.driver().device(device);
+  if (d.arch() < oldest_arch)
+    throw Error(Code::unsupported,
+                Stage::plan,
+                fmt::format("cuda:{} ({}) has compute capability {}.{}; 8.0 or newer is needed",
+                            device,
+                            d.name,
+                            d.major,
+                            d.minor));
+  try {
+    return std::make_unique<CudaPlan>(modules, spec, bounds, device, compile);
+  } catch (const Error& error) {
+    // What fails here fails while planning, whichever driver call it was.
+    if (error.stage() != Stage::run) throw;
+    throw Error(error.code(), Stage::plan, error.what());
+  }
+}
+
+}  // namespace undivided::cuda

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// A CUDA driver that only remembers: what would be launched, copied and allocated, without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda/driver.hpp"
+#include "cuda/params.hpp"
+
+namespace undivided::cuda::fake {
+
+struct Launch {
+  void* function;
+  unsigned blocks, threads, shared;
+  void* stream;
+  Params params;
+};
+struct State {
+  int version = 13000, devices = 1, major = 9, minor = 0, multiprocessors = 132;
+  Result init = 0, load = 0, launch = 0;
+  std::string missing;  // a function that the library lacks
+  std::vector<Launch> launches;
+  std::vector<std::pair<DevicePtr, std::size_t>> zeroed;
+  int modules = 0;
+};
+inline State& state() {
+  static State s;
+  return s;
+}
+
+inline Result ok() { return 0; }
+inline Result error_name(Result r, const char** out) {
+  *out = r == 700 ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+         : r == 2 ? "CUDA_ERROR_OUT_OF_MEMORY"
+                  : "CUDA_ERROR_X";
+  return 0;
+}
+inline Result error_string(Result r, const char** out) {
+  *out = r == 700 ? "an illegal memory access was encountered"
+         : r == 2 ? "out of memory"
+                  : "something failed";
+  return 0;
+}
+inline Result init(unsigned) { return state().init; }
+inline Result version(int* out) { return *out = state().version, 0; }
+inline Result device_count(int* out) { return *out = state().devices, 0; }
+inline Result device_get(int* out, int i) { return *out = i, 0; }
+inline Result device_name(char* out, int size, int) {
+  std::strncpy(out, "Fake 9000", static_cast<std::size_t>(size));
+  return 0;
+}
+inline Result device_attribute(int* out, int which, int) {
+  const State& s = state();
+  *out = which == 75   ? s.major
+         : which == 76 ? s.minor
+         : which == 16 ? s.multiprocessors
+         : which == 97 ? 227 * 1024
+         : which == 13 ? 1980000
+         : which == 36 ? 2619000
+         : which == 37 ? 5120
+                       : 1;
+  return 0;
+}
+inline Result device_memory(std::size_t* out, int) { return *out = std::size_t{80} << 30, 0; }
+inline Result pointer_of(void** out, int) { return *out = &state(), 0; }
+inline Result push(ContextHandle) { return 0; }
+inline Result pop(ContextHandle* out) { return *out = nullptr, 0; }
+inline Result module_load(ModuleHandle* out, const void*) {
+  *out = reinterpret_cast<void*>(static_cast<std::uintptr_t>(++state().modules));
+  return state().load;
+}
+inline Result module_function(FunctionHandle* out, ModuleHandle module, const char*) {
+  return *out = module, 0;
+}
+inline Result function_get(int* out, int, FunctionHandle) { return *out = 64, 0; }
+inline Result function_set(FunctionHandle, int, int) { return 0; }
+inline Result unload(ModuleHandle) { return 0; }
+inline Result zeroes(DevicePtr at, unsigned char, std::size_t bytes, StreamHandle) {
+  state().zeroed.emplace_back(at, bytes);
+  return 0;
+}
+inline Result launch(FunctionHandle f,
+                     unsigned x,
+                     unsigned,
+                     unsigned,
+                     unsigned threads,
+                     unsigned,
+                     unsigned,
+                     unsigned shared,
+                     StreamHandle stream,
+                     void** arguments,
+                     void**) {
+  state().launches.push_back({f, x, threads, shared, stream, *static_cast<Params*>(arguments[0])});
+  return state().launch;
+}
+inline Result allocate(DevicePtr* out, std::size_t bytes, StreamHandle) {
+  return *out = reinterpret_cast<DevicePtr>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)), 0;
+}
+inline Result release(DevicePtr p, StreamHandle) {
+  std::free(reinterpret_cast<void*>(p));
+  return 0;
+}
+inline Result not_capturing(StreamHandle, int* out) { return *out = 0, 0; }
+
+inline void* resolve(const char* name) {
+  if (state().missing == name) return nullptr;
+  const auto at = [](auto* f) { return reinterpret_cast<void*>(f); };
+  static const std::unordered_map<std::string, void*> table{
+      {"cuGetErrorName", at(&error_name)},
+      {"cuGetErrorString", at(&error_string)},
+      {"cuInit", at(&init)},
+      {"cuDriverGetVersion", at(&version)},
+      {"cuDeviceGetCount", at(&device_count)},
+      {"cuDeviceGet", at(&device_get)},
+      {"cuDeviceGetName", at(&device_name)},
+      {"cuDeviceGetAttribute", at(&device_attribute)},
+      {"cuDeviceTotalMem_v2", at(&device_memory)},
+      {"cuDeviceGetDefaultMemPool", at(&pointer_of)},
+      {"cuDevicePrimaryCtxRetain", at(&pointer_of)},
+      {"cuCtxPushCurrent_v2", at(&push)},
+      {"cuCtxPopCurrent_v2", at(&pop)},
+      {"cuModuleLoadData", at(&module_load)},
+      {"cuModuleGetFunction", at(&module_function)},
+      {"cuModuleUnload", at(&unload)},
+      {"cuFuncGetAttribute", at(&function_get)},
+      {"cuFuncSetAttribute", at(&function_set)},
+      {"cuMemsetD8Async", at(&zeroes)},
+      {"cuLaunchKernel", at(&launch)},
+      {"cuMemAllocAsync", at(&allocate)},
+      {"cuMemFreeAsync", at(&release)},
+      {"cuStreamIsCapturing", at(&not_capturing)},
+  };
+  const auto found = table.find(name);
+  // The rest answers "success" and does nothing: tests look at what is above.
+  return found == table.end() ? at(&ok) : found->second;
+}
+
+}  // namespace undivided::cuda::fake
