@@ -2,6 +2,7 @@
 // Runs a case on a backend and compares it with the float64 oracle and with a plain twin.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -33,15 +34,13 @@ struct Result {
   std::string json() const;
 };
 
-/// What a test may spoil on purpose between the run and the comparison.
-struct Fault {
-  std::string tensor;
-  double factor = 1;  // multiplies the tensor
-};
+struct Inputs;
+/// What a test spoils on purpose: the backend sees the spoiled inputs, the oracle the true ones.
+using Fault = std::function<void(Inputs&)>;
 
 /// Never throws for a wrong result; an unexpected exception is a failure with its message. A
 /// processor without the forced ISA, or a machine without a GPU, is a skip.
-Result run_case(const Case& c, Backend backend = Backend::cpu, const Fault* fault = nullptr);
+Result run_case(const Case& c, Backend backend = Backend::cpu, const Fault& fault = {});
 
 /// Reasons a case may be skipped for; any other skip is a failure.
 const std::vector<std::string>& legal_skips();
