@@ -53,10 +53,12 @@ class CudaPlan final : public Prepared {
       for (const View& view : args.d_arrays) zero(driver_, view, stream);
       zero(driver_, args.d_params, stream);
     }
-    if (spec_.kv == KvKind::paged) {
+    // Pages that no sequence uses, and packed rows past the last sequence, get no gradient.
+    if (spec_.kv != KvKind::dense) {
       if (spec_.want_dk) zero(driver_, args.dk, stream);
       if (spec_.want_dv) zero(driver_, args.dv, stream);
     }
+    if (spec_.rows == RowKind::ragged && spec_.want_dq) zero(driver_, args.dq, stream);
   }
 
   void place(const Args& args, std::byte* workspace, Params& p) const {

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims about plans on CUDA that need no GPU: refusals, launches, parameters, and a run that only
+// launches. The driver is a fake that remembers.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "cuda/backend.hpp"
+#include "cuda/choose.hpp"
+#include "cuda_fake.hpp"
+#include "problem/bound.hpp"
+#include "undivided/undivided.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+constexpr Device gpu{Device::Kind::cuda, 0};
+
+// Addresses only: nothing reads them here.
+View there(DType dtype, std::initializer_list<std::int64_t> shape, std::uintptr_t at) {
+  return View::of(reinterpret_cast<void*>(at), dtype, shape, gpu);
+}
+
+Problem problem(const Options& options, std::int64_t q_len = 300, std::int64_t k_len = 300) {
+  const Rows q(there(DType::bf16, {2, 8, q_len, 64}, 0x10000));
+  const Kv kv = dense(there(DType::bf16, {2, 2, k_len, 64}, 0x20000),
+                      there(DType::bf16, {2, 2, k_len, 64}, 0x30000));
+  Problem p = resolve(q, kv, options);
+  p.args.o = there(DType::bf16, {2, 8, q_len, 64}, 0x40000);
+  p.args.lse = there(DType::f32, {2, 8, q_len}, 0x50000);
+  return p;
+}
+
+class CudaRun : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+    fake::state() = {};
+    driver_ = std::make_unique<Driver>(fake::resolve);
+    modules_ = std::make_unique<Modules>(
+        *driver_, KernelCache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {}));
+  }
+  std::unique_ptr<Prepared> prepared(const Problem& p) {
+    return prepare_with(*modules_, p.spec, p.bounds, 0, Compile::allowed);
+  }
+  const fake::Launch& launched(std::size_t i) const { return fake::state().launches.at(i); }
+
+  std::unique_ptr<Driver> driver_;
+  std::unique_ptr<Modules> modules_;
+};
+
+TEST_F(CudaRun, AWarmRunOnlyLaunches) {
+  const Problem p = problem({.mask = causal(), .max_logit = true});
+  const auto plan = prepared(p);
+  Args args = p.args;
+  args.max_logit = there(DType::f32, {2, 8}, 0x60000);
+  int marker = 0;
+  Context context;
+  context.stream = &marker;
+  plan->run(args, nullptr, context);
+  std::array<std::uint64_t, call_kinds> before{};
+  for (std::size_t k = 0; k < call_kinds; ++k) before[k] = driver_->calls(static_cast<CallKind>(k));
+  for (int i = 0; i < 100; ++i) plan->run(args, nullptr, context);
+  for (const CallKind kind :
+       {CallKind::memory, CallKind::module, CallKind::synchronise, CallKind::copy, CallKind::query})
+    EXPECT_EQ(driver_->calls(kind), before[static_cast<std::size_t>(kind)]) << name_of(kind);
+  EXPECT_EQ(driver_->calls(CallKind::launch) - before[static_cast<std::size_t>(CallKind::launch)],
+            200u);  // init and forward
+  EXPECT_EQ(launched(1).stream, &marker);
+}
+
+TEST_F(CudaRun, ParametersSayWhatArgsSay) {
+  Options options{.mask = window(100, 7), .score = softcap(20), .align = Align::end, .scale = 0.25};
+  options.dropout = 0.25;
+  options.seed = 77;
+  const Problem p = problem(options, 200, 300);
+  const auto plan = prepared(p);
+  plan->run(p.args, nullptr, {});
+  ASSERT_EQ(fake::state().launches.size(), 1u);
+  const fake::Launch& l = launched(0);
+  const Params& a = l.params;
+  EXPECT_EQ(a.batch, 2);
+  EXPECT_EQ(a.heads, 8);
+  EXPECT_EQ(a.kv_heads, 2);
+  EXPECT_EQ(a.group, 4);
+  EXPECT_EQ(a.max_q_len, 200);
+  EXPECT_EQ(a.max_k_len, 300);
+  EXPECT_EQ(a.origin, origin_end);
+  EXPECT_EQ(a.band_left, 100);
+  EXPECT_EQ(a.band_right, 7);
+  EXPECT_EQ(a.scale, 0.25f);
+  EXPECT_EQ(a.dropout_threshold, 1u << 30);
+  EXPECT_FLOAT_EQ(a.keep_scale, 4.0f / 3.0f);
+  EXPECT_EQ(a.seed, 77u);
+  EXPECT_EQ(a.q.data, reinterpret_cast<void*>(0x10000));
+  EXPECT_EQ(a.q.head, 200 * 64);
+  EXPECT_EQ(a.k.batch, 2 * 300 * 64);
+  EXPECT_EQ(a.lse.head, 200);
+  EXPECT_EQ(a.max_logit, nullptr);
+  EXPECT_EQ(l.blocks, 2u * 8 * 4);  // 64 queries a block
+  EXPECT_EQ(l.threads, 128u);
+  EXPECT_GT(l.shared, 0u);
+}
+
+TEST_F(CudaRun, AnUnboundedBandHasFarBounds) {
+  const Problem p = problem({.mask = causal()});
+  prepared(p)->run(p.args, nullptr, {});
+  EXPECT_EQ(launched(0).params.band_left, 1LL << 40);
+  EXPECT_EQ(launched(0).params.band_right, 0);
+}
+
+TEST_F(CudaRun, ADecodeIsPackedAndSplit) {
+  const Problem p = problem({}, 1, 8192);
+  const auto plan = prepared(p);
+  EXPECT_GT(plan->explanation.splits, 8);
+  std::vector<std::byte> workspace(plan->workspace());
+  EXPECT_GE(plan->workspace(), static_cast<std::size_t>(plan->explanation.splits) * 2 * 8 * 65 * 4);
+  plan->run(p.args, workspace.data(), {});
+  ASSERT_EQ(fake::state().launches.size(), 2u);
+  const Params& a = launched(0).params;
+  EXPECT_EQ(a.splits * a.split_keys >= 8192, true);
+  EXPECT_EQ(a.split_keys % 64, 0);
+  EXPECT_EQ(launched(0).blocks, static_cast<unsigned>(2 * 2 * a.splits));
+  EXPECT_NE(plan->explanation.kernel.find("packed.split"), std::string::npos);
+  // Both partial arrays lie inside the workspace.
+  const auto* begin = reinterpret_cast<const float*>(workspace.data());
+  EXPECT_EQ(a.partial_o, begin);
+  EXPECT_LE(a.partial_lse + a.splits * 2 * 8, begin + workspace.size() / 4);
+  // A shorter problem under the same plan takes fewer splits of the same size.
+  Args shorter = p.args;
+  shorter.kv.k.shape[2] = shorter.kv.v.shape[2] = a.split_keys + 1;
+  plan->run(shorter, workspace.data(), {});
+  EXPECT_EQ(launched(2).params.splits, 2);
+  EXPECT_EQ(launched(2).params.split_keys, a.split_keys);
+}
+
+TEST_F(CudaRun, InvariantNeitherSplitsNorPacks) {
+  const Problem p = problem({.determinism = Determinism::invariant}, 1, 8192);
+  const auto plan = prepared(p);
+  EXPECT_EQ(plan->explanation.splits, 1);
+  EXPECT_EQ(plan->explanation.kernel.find("packed"), std::string::npos);
+  EXPECT_NE(plan->explanation.determinism.find("invariant"), std::string::npos);
+}
+
+TEST_F(CudaRun, MoreRowsThanPlannedAreRefused) {
+  const Problem p = problem({}, 1, 8192);
+  const auto plan = prepared(p);
+  Args larger = p.args;
+  larger.q.data.shape[2] = 2;
+  std::vector<std::byte> workspace(plan->workspace());
+  EXPECT_THROW(plan->run(larger, workspace.data(), {}), Error);
+  EXPECT_TRUE(fake::state().launches.empty());
+}
+
+TEST_F(CudaRun, HostArraysAreRefusedByName) {
+  const Array doc(std::vector<std::int32_t>(300, 1), "doc");
+  const Problem p = problem({.mask = documents(doc), .align = Align::start});
+  const auto plan = prepared(p);
+  try {
+    plan->run(p.args, nullptr, {});
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.stage(), Stage::run);
+    EXPECT_NE(std::string(e.what()).find("array doc of the mask is on the host"), std::string::npos)
+        << e.what();
+  }
+}
+
+TEST_F(CudaRun, CapturedArraysArriveInOrder) {
+  const Array doc(std::vector<std::int32_t>(300, 5), "doc");
+  Problem p = problem({.mask = documents(doc), .align = Align::start});
+  auto moved = std::make_shared<BoundProgram>(*p.args.mask);
+  moved->on_device = true;
+  p.args.mask = moved;
+  prepared(p)->run(p.args, nullptr, {});
+  const ArrayRef& a = launched(0).params.mask.arrays[0];
+  EXPECT_EQ(a.data, doc.view().data);
+  EXPECT_EQ(a.shape[0], 300);
+  EXPECT_EQ(a.stride[0], 1);
+  EXPECT_EQ(a.low, 5);
+  EXPECT_EQ(a.high, 5);
+}
+
+TEST_F(CudaRun, TheBackwardZeroesWhatItAddsTo) {
+  const Array slope(std::vector<float>(8, 0.5f), "slope");
+  Problem f = problem({.score = alibi(slope), .align = Align::start});
+  Options options{.score = alibi(slope), .align = Align::start};
+  const View o = f.args.o, lse = f.args.lse;
+  Problem p = resolve_backward(
+      Rows(there(DType::bf16, {2, 8, 300, 64}, 0x70000)), f.args.q, f.args.kv, o, lse, options, {});
+  p.args.dq = there(DType::bf16, {2, 8, 300, 64}, 0x80000);
+  p.args.dk = there(DType::bf16, {2, 2, 300, 64}, 0x90000);
+  p.args.dv = there(DType::bf16, {2, 2, 300, 64}, 0xa0000);
+  p.args.d_arrays = {there(DType::f32, {8}, 0xb0000)};
+  auto moved = std::make_shared<BoundProgram>(*p.args.score);
+  moved->on_device = true;
+  p.args.score = moved;
+  const auto plan = prepared(p);
+  EXPECT_GE(plan->workspace(), 2u * 8 * 300 * 4);
+  std::vector<std::byte> workspace(plan->workspace());
+  plan->run(p.args, workspace.data(), {});
+  ASSERT_EQ(fake::state().launches.size(), 3u);  // preprocess, dq, dk and dv
+  ASSERT_EQ(fake::state().zeroed.size(), 1u);
+  EXPECT_EQ(fake::state().zeroed[0], (std::pair<DevicePtr, std::size_t>{0xb0000, 32}));
+  const Params& a = launched(1).params;
+  EXPECT_EQ(a.dq.data, reinterpret_cast<void*>(0x80000));
+  EXPECT_EQ(a.d_arrays[0].data, reinterpret_cast<void*>(0xb0000));
+  EXPECT_EQ(a.d_arrays[0].shape[0], 8);
+  EXPECT_EQ(a.delta, reinterpret_cast<float*>(workspace.data()));
+  EXPECT_EQ(a.o_type, element_bf16);
+}
+
+TEST_F(CudaRun, AMergeTakesFloat32) {
+  Spec s;
+  s.op = Operation::merge;
+  s.dtype = DType::f32;
+  s.out_dtype = DType::f16;
+  s.dv = 64;
+  s.sink = true;
+  const Bounds bounds{.batch = 2, .kv_heads = 8, .total_q = 600, .max_q_len = 300};
+  ASSERT_TRUE(support_spec(s, bounds).ok);
+  const auto plan = prepare_with(*modules_, s, bounds, 0, Compile::allowed);
+  Args args;
+  args.a_o = there(DType::f32, {2, 8, 300, 64}, 0x10000);
+  args.a_lse = there(DType::f32, {2, 8, 300}, 0x20000);
+  args.o = there(DType::f16, {2, 8, 300, 64}, 0x30000);
+  args.lse = there(DType::f32, {2, 8, 300}, 0x40000);
+  args.sink = there(DType::f32, {8}, 0x50000);
+  plan->run(args, nullptr, {});
+  ASSERT_EQ(fake::state().launches.size(), 1u);
+  EXPECT_EQ(launched(0).params.b_o.data, nullptr);  // one alone, plus the sink: finish()
+  EXPECT_EQ(launched(0).params.sink, reinterpret_cast<float*>(0x50000));
+  EXPECT_EQ(launched(0).blocks, 2u * 8 * 300 / 4);
+}
+
+TEST_F(CudaRun, AnEmptyProblemLaunchesNothing) {
+  Problem p = problem({}, 0, 300);
+  prepared(p)->run(p.args, nullptr, {});
+  EXPECT_TRUE(fake::state().launches.empty());
+}
+
+TEST_F(CudaRun, KernelsAreLoadedOnce) {
+  const Problem p = problem({.mask = causal()});
+  prepared(p);
+  const int first = fake::state().modules;
+  prepared(p);
+  prepared(problem({.mask = window(5, 0)}));  // the same kernel: bounds are parameters
+  EXPECT_EQ(fake::state().modules, first);
+}
+
+TEST_F(CudaRun, AModuleThatTheDriverCannotLoadSaysWhy) {
+  fake::state().load = 200;
+  try {
+    prepared(problem({}));
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.stage(), Stage::plan);
+    EXPECT_NE(std::string(e.what()).find("supports CUDA 13.0"), std::string::npos) << e.what();
+  }
+}
+
+TEST_F(CudaRun, TheExplanationIsComplete) {
+  const auto plan = prepared(problem({.mask = causal()}));
+  const Explanation& e = plan->explanation;
+  EXPECT_EQ(e.backend, "cuda");
+  EXPECT_EQ(e.kernel.rfind("fwd.sm90.bf16", 0), 0u) << e.kernel;
+  EXPECT_EQ(e.tiles, "64x64");
+  ASSERT_FALSE(e.notes.empty());
+  EXPECT_EQ(e.notes[0].rfind("portable", 0), 0u);
+  EXPECT_NE(e.notes[1].find("registers"), std::string::npos);
+  EXPECT_DOUBLE_EQ(e.flops, 2.0 * 2 * 8 * (300 * 301 / 2) * (64 + 64));
+  EXPECT_GT(e.floor_seconds, 0);
+}
+
+TEST(CudaSupport, RefusesByNameWithTheNearestLegalChoice) {
+  const auto refused = [](auto change) {
+    Problem p = problem({});
+    change(p.spec, p.bounds);
+    const Support s = support_spec(p.spec, p.bounds);
+    return s.ok ? std::string("supported") : s.reason + " | " + s.limit + " | " + s.got;
+  };
+  EXPECT_EQ(refused([](Spec&, Bounds&) {}), "supported");
+  EXPECT_EQ(refused([](Spec& s, Bounds&) { s.dtype = DType::f32; }),
+            "CUDA kernels multiply 16-bit inputs | f16, bf16; the nearest is bf16 | f32");
+  EXPECT_EQ(refused([](Spec& s, Bounds&) { s.dqk = 37; }),
+            "head dim Dqk is not one that CUDA kernels take | multiples of 8 from 8 to 512; the "
+            "nearest is 40 | 37");
+  EXPECT_NE(refused([](Spec& s, Bounds&) { s.dv = 520; }).find("the nearest is 512 | 520"),
+            std::string::npos);
+  EXPECT_NE(refused([](Spec& s, Bounds&) { s.out_dtype = DType::f16; }).find("bf16, f32 | f16"),
+            std::string::npos);
+  EXPECT_NE(refused([](Spec& s, Bounds&) {
+              s.op = Operation::fastformer;
+            }).find("forward, backward, merge"),
+            std::string::npos);
+  EXPECT_NE(refused([](Spec& s, Bounds&) {
+              s.precision = {DType::e4m3, DType::e4m3, false};
+            }).find("qk e4m3"),
+            std::string::npos);
+  EXPECT_NE(refused([](Spec& s, Bounds&) {
+              s.op = Operation::backward;
+              s.captured = true;
+              s.determinism = Determinism::reproducible;
+            }).find("atomics"),
+            std::string::npos);
+  EXPECT_NE(refused([](Spec&, Bounds& b) { b.batch = std::int64_t{1} << 31; }).find("too large"),
+            std::string::npos);
+}
+
+TEST(CudaSupport, TooManyArraysAreCounted) {
+  Problem p = problem({});
+  const Mask many = mask([](auto, auto, auto q, auto k) {
+    auto keep = k <= q + 1;
+    for (int i = 0; i < 9; ++i)
+      keep = keep && Array(std::vector<std::int32_t>(300, i), "a" + std::to_string(i))[q] >= 0;
+    return keep;
+  });
+  p.spec.mask = many.program();
+  const Support s = support_spec(p.spec, p.bounds);
+  EXPECT_FALSE(s.ok);
+  EXPECT_EQ(s.limit, "8 arrays");
+  EXPECT_EQ(s.got, "9");
+}
+
+TEST(CudaSupport, WithoutADeviceTheReasonIsTheMachine) {
+  if (available()) GTEST_SKIP() << "no GPU is what this test needs";
+  const Problem p = problem({});
+  const Support s = support(p.spec, p.bounds, {});
+  EXPECT_FALSE(s.ok);
+  EXPECT_EQ(s.reason, availability().reason);
+}
+
+}  // namespace
+}  // namespace undivided::cuda
