@@ -12,7 +12,8 @@ class CpuForward : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Isa, CpuForward, ::testing::ValuesIn(cpu::available_isas()));
 
 TEST_P(CpuForward, ShapesThatFillNoTile) {
-  for (const auto& [nq, nk] : {std::pair{1, 1}, {3, 7}, {7, 63}, {64, 64}, {65, 129}, {257, 130}, {1, 511}})
+  for (const auto& [nq, nk] :
+       {std::pair{1, 1}, {3, 7}, {7, 63}, {64, 64}, {65, 129}, {257, 130}, {1, 511}})
     for (const auto& [d, dv] : {std::pair{8, 8}, {40, 40}, {1, 3}, {64, 32}, {19, 72}}) {
       SCOPED_TRACE(testing::Message() << nq << "x" << nk << " d" << d << " dv" << dv);
       Case c{.nq = nq, .nk = nk, .d = d, .dv = dv};
@@ -90,12 +91,13 @@ TEST_P(CpuForward, ScorePrograms) {
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = std::sin(0.1f * static_cast<float>(i));
   Tensor grid = Tensor::empty(DType::f32, {64, 200});
   std::copy(table.begin(), table.end(), grid.ptr<float>());
-  const Score scores[] = {softcap(5.0f),
-                          alibi(Array(slopes, "slope")),
-                          bias(Array(grid, "table")),
-                          softcap(3.0f) | alibi(Array(slopes, "slope")),
-                          Score::parse("score * exp(-abs(q - k) * 0.01) + log(1.0 + k) - sqrt(q + 1.0)"),
-                          Score::parse("q > k ? score : -score")};
+  const Score scores[] = {
+      softcap(5.0f),
+      alibi(Array(slopes, "slope")),
+      bias(Array(grid, "table")),
+      softcap(3.0f) | alibi(Array(slopes, "slope")),
+      Score::parse("score * exp(-abs(q - k) * 0.01) + log(1.0 + k) - sqrt(q + 1.0)"),
+      Score::parse("q > k ? score : -score")};
   for (const Score& s : scores) {
     SCOPED_TRACE(s.text());
     Case c{.hq = 4, .hkv = 2, .nq = 60, .nk = 190};

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
@@ -33,8 +34,9 @@ inline Tensor random_tensor(DType dtype, std::initializer_list<std::int64_t> sha
   std::normal_distribution<float> normal(0.0f, 1.0f);
   Tensor t = Tensor::empty(dtype, shape);
   for (std::int64_t i = 0; i < t.count(); ++i)
-    store_element(
-        dtype, static_cast<std::byte*>(t.data) + i * static_cast<std::int64_t>(size_of(dtype)), normal(engine));
+    store_element(dtype,
+                  static_cast<std::byte*>(t.data) + i * static_cast<std::int64_t>(size_of(dtype)),
+                  normal(engine));
   return t;
 }
 
@@ -136,9 +138,10 @@ struct Results {
     }
     // Rows that nobody computes compare equal.
     for (std::int64_t i = 0; i < lse.count(); ++i)
-      store_element(scalar,
-                    static_cast<std::byte*>(lse.data) + i * static_cast<std::int64_t>(size_of(scalar)),
-                    -std::numeric_limits<double>::infinity());
+      store_element(
+          scalar,
+          static_cast<std::byte*>(lse.data) + i * static_cast<std::int64_t>(size_of(scalar)),
+          -std::numeric_limits<double>::infinity());
     if (p.spec.max_logit) max_logit = Tensor::empty(scalar, {p.bounds.batch, q.size(1)});
     if (p.spec.key_mass)
       key_mass = p.spec.kv == KvKind::ragged
@@ -155,8 +158,10 @@ struct Results {
 
 inline void add_mask_plan(Problem& p) {
   std::vector<Sequence> sequences;
-  for (std::int64_t b = 0; b < p.bounds.batch; ++b) sequences.push_back(sequence(p.spec, p.args, b));
-  p.args.mask_plan = make_mask_plan(*p.args.mask, query_heads(p.args), sequences, inline_executor());
+  for (std::int64_t b = 0; b < p.bounds.batch; ++b)
+    sequences.push_back(sequence(p.spec, p.args, b));
+  p.args.mask_plan =
+      make_mask_plan(*p.args.mask, query_heads(p.args), sequences, inline_executor());
   p.spec.mask_plan = true;
 }
 
@@ -165,17 +170,20 @@ inline std::vector<std::byte> run_cpu(const Problem& p, const Context& context =
   EXPECT_TRUE(support.ok) << support.reason << " " << support.limit << " " << support.got;
   const auto prepared = cpu::prepare(p.spec, p.bounds, cpu_device, context);
   std::vector<std::byte> workspace(prepared->workspace() + 64, std::byte{0xff});
-  auto* base = reinterpret_cast<std::byte*>((reinterpret_cast<std::uintptr_t>(workspace.data()) + 63) / 64 * 64);
+  auto* base = reinterpret_cast<std::byte*>(
+      (reinterpret_cast<std::uintptr_t>(workspace.data()) + 63) / 64 * 64);
   prepared->run(p.args, base, context);
   return workspace;
 }
 
-/// max |a - b| over max |b|, with equal patterns of NaN and infinity.
-inline double relative_error(const View& a, const View& b) {
-  double worst = 0, largest = 1e-30;
+/// max |a - b| over max |b| (or `least`), with equal patterns of NaN and infinity.
+inline double relative_error(const View& a, const View& b, double least = 1e-30) {
+  double worst = 0, largest = least;
   for (std::int64_t i = 0; i < b.count(); ++i) {
-    const double x = load_element(a.dtype, static_cast<std::byte*>(a.data) + i * static_cast<std::int64_t>(size_of(a.dtype)));
-    const double y = load_element(b.dtype, static_cast<std::byte*>(b.data) + i * static_cast<std::int64_t>(size_of(b.dtype)));
+    const double x = load_element(
+        a.dtype, static_cast<std::byte*>(a.data) + i * static_cast<std::int64_t>(size_of(a.dtype)));
+    const double y = load_element(
+        b.dtype, static_cast<std::byte*>(b.data) + i * static_cast<std::int64_t>(size_of(b.dtype)));
     if (std::isfinite(y)) largest = std::max(largest, std::fabs(y));
     if (std::isnan(x) != std::isnan(y)) return std::numeric_limits<double>::infinity();
     if (std::isinf(x) || std::isinf(y)) {
@@ -203,8 +211,12 @@ inline void expect_forward(const Case& c, const Context& context = {}) {
   run_cpu(p, context);
   EXPECT_LE(relative_error(got.o, want.o), limit_of(p.spec.out_dtype));
   EXPECT_LE(relative_error(got.lse, want.lse), 1e-5);
-  if (p.spec.max_logit) { EXPECT_LE(relative_error(got.max_logit, want.max_logit), 1e-5); }
-  if (p.spec.key_mass) { EXPECT_LE(relative_error(got.key_mass, want.key_mass), 2e-5); }
+  if (p.spec.max_logit) {
+    EXPECT_LE(relative_error(got.max_logit, want.max_logit), 1e-5);
+  }
+  if (p.spec.key_mass) {
+    EXPECT_LE(relative_error(got.key_mass, want.key_mass), 2e-5);
+  }
 }
 
 }  // namespace undivided::test

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include "cpu/backward.hpp"
 #include "cpu/forward.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/merge.hpp"
@@ -22,8 +23,9 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
   const auto no = [](const char* reason, std::string limit, std::string got) {
     return Support::no(reason, std::move(limit), std::move(got));
   };
-  if (spec.op != Operation::forward && spec.op != Operation::merge)
-    return no("the CPU backend has no such operation", "forward, merge", describe(spec));
+  if (spec.op != Operation::forward && spec.op != Operation::backward &&
+      spec.op != Operation::merge)
+    return no("the CPU backend has no such operation", "forward, backward, merge", describe(spec));
   if (!computes_in(spec.dtype))
     return no("this dtype is not computed on the CPU", "f32, f16, bf16", name_of(spec.dtype));
   if (!computes_in(spec.out_dtype))
@@ -55,6 +57,7 @@ std::unique_ptr<Prepared> prepare(const Spec& spec,
                                   Device,
                                   const Context& context) {
   if (spec.op == Operation::merge) return prepare_merge(spec, bounds, context);
+  if (spec.op == Operation::backward) return prepare_backward(spec, bounds, context);
   return prepare_forward(spec, bounds, context);
 }
 

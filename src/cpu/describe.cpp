@@ -20,8 +20,8 @@ expr::Band band_of(const Spec& spec) {
 Explanation describe(const Setup& setup, const char* direction) {
   const Spec& s = setup.spec;
   const expr::Band band = band_of(s);
-  const char* mask = s.mask_plan ? "plan"
-                     : !setup.band ? "program"
+  const char* mask = s.mask_plan                       ? "plan"
+                     : !setup.band                     ? "program"
                      : band.has_left || band.has_right ? "band"
                                                        : "full";
   const char* kv = s.kv == KvKind::dense ? "dense" : s.kv == KvKind::ragged ? "ragged" : "paged";
@@ -83,11 +83,12 @@ Explanation describe_forward(const Setup& setup, std::int64_t splits, std::int64
   Explanation e = describe(setup, "fwd");
   e.splits = splits;
   e.flops = 2 * pairs_at_bounds(setup) * (s.dqk + s.dv);
-  e.bytes = elements_of(s, setup.bounds, s.dqk, s.dqk + s.dv) *
-                static_cast<double>(size_of(s.dtype)) +
-            elements_of(s, setup.bounds, s.dv, 0) * static_cast<double>(size_of(s.out_dtype));
+  e.bytes =
+      elements_of(s, setup.bounds, s.dqk, s.dqk + s.dv) * static_cast<double>(size_of(s.dtype)) +
+      elements_of(s, setup.bounds, s.dv, 0) * static_cast<double>(size_of(s.out_dtype));
   if (splits > 1)
-    e.notes.push_back(fmt::format("keys are split at multiples of {} and merged in order", split_keys));
+    e.notes.push_back(
+        fmt::format("keys are split at multiples of {} and merged in order", split_keys));
   if (s.determinism == Determinism::invariant)
     e.notes.emplace_back("invariant: keys are never split, so few rows use few cores");
   if (s.key_mass) e.notes.emplace_back("key_mass computes the scores a second time");
@@ -105,12 +106,10 @@ Explanation describe_backward(const Setup& setup) {
 
 void want_dtype(const char* name, const View& v, DType dtype) {
   if (v && v.dtype != dtype)
-    throw Error(Code::invalid_argument,
-                Stage::run,
-                fmt::format("{} is {}; this plan writes or reads {}",
-                            name,
-                            v.describe(),
-                            name_of(dtype)));
+    throw Error(
+        Code::invalid_argument,
+        Stage::run,
+        fmt::format("{} is {}; this plan writes or reads {}", name, v.describe(), name_of(dtype)));
 }
 
 }  // namespace undivided::cpu

@@ -66,8 +66,8 @@ class Forward final : public Prepared {
  private:
   void choose_splits() {
     const Bounds& b = setup_.bounds;
-    const std::int64_t tasks = b.batch * (setup_.packed ? b.kv_heads : setup_.heads()) *
-                               setup_.tiles(setup_.max_rows());
+    const std::int64_t tasks =
+        b.batch * (setup_.packed ? b.kv_heads : setup_.heads()) * setup_.tiles(setup_.max_rows());
     const std::int64_t wanted = 2 * setup_.workers;
     if (setup_.spec.determinism == Determinism::invariant || setup_.workers == 1 || tasks == 0 ||
         tasks >= wanted || b.max_k_len < 2 * split_unit)
@@ -93,8 +93,8 @@ class Forward final : public Prepared {
     Fixed f;
     if (splits_ > 1) {
       const Bounds& b = setup_.bounds;
-      const std::int64_t rows = b.batch * (setup_.packed ? b.kv_heads : setup_.heads()) *
-                                setup_.max_rows() * splits_;
+      const std::int64_t rows =
+          b.batch * (setup_.packed ? b.kv_heads : setup_.heads()) * setup_.max_rows() * splits_;
       f.parts.o = arena.take<float>(rows * setup_.spec.dv);
       f.parts.m = arena.take<float>(rows);
       f.parts.l = arena.take<float>(rows);
@@ -139,8 +139,8 @@ class Call {
         for (std::int64_t i = first; i < end; ++i) {
           if (args.o) {
             std::byte* row = row_address(spec, args.o, s, b, h, i);
-            std::fill_n(row, static_cast<std::size_t>(spec.dv) * size_of(args.o.dtype),
-                        std::byte{0});
+            std::fill_n(
+                row, static_cast<std::size_t>(spec.dv) * size_of(args.o.dtype), std::byte{0});
           }
           if (lse_) *row_scalar(spec, lse_, s, b, h, i) = -infinity;
         }
@@ -268,7 +268,10 @@ class Call {
   }
 
  private:
-  std::int64_t part(std::int64_t b, std::int64_t head, std::int64_t row, std::int64_t splits) const {
+  std::int64_t part(std::int64_t b,
+                    std::int64_t head,
+                    std::int64_t row,
+                    std::int64_t splits) const {
     return ((b * run_.task_heads() + head) * setup_.max_rows() + row) * splits;
   }
 
@@ -303,8 +306,7 @@ class Call {
                                    w.l[sub * lanes + lane])
                          .factor;
       if (run_.args.o)
-        rows[lane] =
-            row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
+        rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }
     if (run_.args.o)
       kernels_.unpack(w.o_t + sub * lanes * run_.spec.dv,
@@ -402,7 +404,8 @@ void Forward::run(const Args& args, void* workspace, const Context& context) con
     zero_floats(args.key_mass);
     const std::int64_t chunks = (shared.max_k_len + mass_keys - 1) / mass_keys;
     executor.parallel_for(shared.batch * shared.heads * chunks, [&](std::int64_t i, int worker) {
-      call.mass(i / chunks / shared.heads, i / chunks % shared.heads, i % chunks * mass_keys, worker);
+      call.mass(
+          i / chunks / shared.heads, i / chunks % shared.heads, i % chunks * mass_keys, worker);
     });
   }
 }

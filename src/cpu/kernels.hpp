@@ -14,18 +14,18 @@
 
 namespace undivided::cpu {
 
-inline constexpr int key_block = 64;   // rows of a tile: the grid starts at local key 0
-inline constexpr int chunk_rows = 8;   // rows that element code handles at once
-inline constexpr int max_lanes = 32;   // lanes of the widest instruction set
+inline constexpr int key_block = 64;    // rows of a tile: the grid starts at local key 0
+inline constexpr int chunk_rows = 8;    // rows that element code handles at once
+inline constexpr int max_lanes = 32;    // lanes of the widest instruction set
 inline constexpr int query_tile = 256;  // queries of a macro-tile at most
 
 /// Byte-code without containers: what the interpreter of an ISA may touch.
 struct Instruction {
   expr::Op op{};
   expr::Type type{}, operand_type{};
-  expr::Rate rate{};                        // of the result
-  std::int32_t result = 0;                  // index in the file of its rate
-  expr::Rate operand_rate[4] = {};          // of each operand
+  expr::Rate rate{};                // of the result
+  std::int32_t result = 0;          // index in the file of its rate
+  expr::Rate operand_rate[4] = {};  // of each operand
   std::int32_t operand[4] = {-1, -1, -1, -1};
   std::int32_t slot = -1;
   std::int32_t bits = 0;  // a constant's 32 bits: int32, float32, or 0 / -1
@@ -68,7 +68,8 @@ struct Kernels {
   int width, lanes;
 
   // --- moving ---
-  /// rows x columns of any dtype to float32 rows at `to_stride`, zero-filled up to `padded` columns.
+  /// rows x columns of any dtype to float32 rows at `to_stride`, zero-filled up to `padded`
+  /// columns.
   void (*copy_rows)(const std::byte* from,
                     std::ptrdiff_t stride_bytes,
                     DType dtype,
@@ -78,12 +79,8 @@ struct Kernels {
                     std::int64_t to_stride,
                     int padded);
   /// Up to `lanes` rows, times `scale`, to [columns][lanes]; missing lanes are 0.
-  void (*pack)(const std::byte* const* rows,
-               int count,
-               DType dtype,
-               int columns,
-               float scale,
-               float* to);
+  void (*pack)(
+      const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to);
   /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
   void (*unpack)(const float* from,
                  const float* factor,

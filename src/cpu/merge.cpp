@@ -65,9 +65,9 @@ class Merge final : public Prepared {
     };
     const double x = lse_of(args.a_lse);
     const double y =
-        spec_.sink ? static_cast<double>(
-                         static_cast<const float*>(args.sink.data)[h * args.sink.step(0)])
-                   : lse_of(args.b_lse);
+        spec_.sink
+            ? static_cast<double>(static_cast<const float*>(args.sink.data)[h * args.sink.step(0)])
+            : lse_of(args.b_lse);
     const double top = std::max(x, y);
     const double lse =
         top == -infinity ? top : top + std::log(std::exp(x - top) + std::exp(y - top));

@@ -59,16 +59,19 @@ void check_pages(const Kv& kv, std::int64_t b, std::int64_t k_len) {
 
 Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
     : spec(s), bounds(b), kernels(&chosen_kernels()) {
-  band = expr::recognise_band(*spec.mask, [&] {
-           std::vector<double> values;
-           for (const expr::ParamDecl& p : spec.mask->params) values.push_back(p.value);
-           return values;
-         }()).is_band;
+  band = expr::recognise_band(*spec.mask,
+                              [&] {
+                                std::vector<double> values;
+                                for (const expr::ParamDecl& p : spec.mask->params)
+                                  values.push_back(p.value);
+                                return values;
+                              }())
+             .is_band;
   mask = flatten(*spec.mask);
   score = flatten(*spec.score);
   score.used = !is_identity(*spec.score);
-  workers = std::max(default_executor().workers(),
-                     context.executor ? context.executor->workers() : 1);
+  workers =
+      std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
   // Packing fills lanes that few queries would leave idle. A program that reads the head, or a mask
   // plan with an entry per head, wants one head in all lanes.
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
@@ -103,7 +106,7 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
     max_k_len = std::max(max_k_len, s.k_len);
   }
   band = args.mask->band;
-  mask_kind = band.is_band ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
+  mask_kind = band.is_band     ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
               : spec.mask_plan ? MaskKind::plan
                                : MaskKind::program;
   if (mask_kind == MaskKind::plan &&

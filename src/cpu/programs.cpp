@@ -11,9 +11,12 @@ namespace {
 
 std::int32_t bits_of(expr::Type type, double value) {
   switch (type) {
-    case expr::Type::f32: return std::bit_cast<std::int32_t>(static_cast<float>(value));
-    case expr::Type::boolean: return value != 0 ? -1 : 0;
-    default: return static_cast<std::int32_t>(std::llround(value));
+    case expr::Type::f32:
+      return std::bit_cast<std::int32_t>(static_cast<float>(value));
+    case expr::Type::boolean:
+      return value != 0 ? -1 : 0;
+    default:
+      return static_cast<std::int32_t>(std::llround(value));
   }
 }
 
@@ -33,7 +36,8 @@ bool is_narrow(const expr::Bound::ArrayRef& a, int rank) {
 
 }  // namespace
 
-FlatCode flatten(const expr::Program& program, const std::vector<std::array<std::int32_t, 4>>& keep) {
+FlatCode flatten(const expr::Program& program,
+                 const std::vector<std::array<std::int32_t, 4>>& keep) {
   const expr::ByteCode code = expr::compile(program, keep);
   FlatCode flat;
   flat.used = true;
@@ -58,9 +62,8 @@ FlatCode flatten(const expr::Program& program, const std::vector<std::array<std:
         to.operand[o] = r.index;
       }
       to.slot = from.slot;
-      to.bits = bits_of(from.type,
-                        from.type == expr::Type::f32 ? from.real
-                                                     : static_cast<double>(from.integer));
+      to.bits = bits_of(
+          from.type, from.type == expr::Type::f32 ? from.real : static_cast<double>(from.integer));
       flat.part[rate].push_back(to);
     }
   flat.file_size = code.file_size;
@@ -102,7 +105,10 @@ void Contents::fill(const FlatCode& code, const expr::Bound& bound) const {
     params[i] = bits_of(code.param_type[i], bound.params[i]);
 }
 
-WorkerFiles WorkerFiles::layout(Arena& arena, const FlatCode& code, const Kernels& kernels, int subs) {
+WorkerFiles WorkerFiles::layout(Arena& arena,
+                                const FlatCode& code,
+                                const Kernels& kernels,
+                                int subs) {
   WorkerFiles f;
   f.uniform = arena.take<float>(code.file_size[0] * kernels.width);
   f.key = arena.take<float>(std::int64_t{code.file_size[1]} * key_block * kernels.width);

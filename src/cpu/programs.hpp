@@ -22,7 +22,7 @@ struct FlatCode {
   bool used = false;  // false: nothing to run (identity or full)
 };
 FlatCode flatten(const expr::Program& program,
-             const std::vector<std::array<std::int32_t, 4>>& keep = {});
+                 const std::vector<std::array<std::int32_t, 4>>& keep = {});
 
 /// Arrays and parameters of one run, in workspace memory.
 struct Contents {

@@ -38,8 +38,8 @@ void ScoreTiles::begin(
   high_ = banded ? 0 : s.k_len;
   for (int sub = 0; sub < subs_; ++sub) {
     const std::byte* rows[max_lanes];
-    Edges edges{std::numeric_limits<std::int32_t>::max(), 0,
-                std::numeric_limits<std::int32_t>::max(), -1};
+    Edges edges{
+        std::numeric_limits<std::int32_t>::max(), 0, std::numeric_limits<std::int32_t>::max(), -1};
     const int live = lanes_of(sub);
     for (int lane = 0; lane < lanes; ++lane) {
       // Idle lanes repeat the last row, so that positions stay in their proven range.
@@ -73,10 +73,20 @@ void ScoreTiles::begin(
     const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
       const Environment env = environment(sub, c);
       if (sub == 0)
-        kernels_.execute(code.part[0].data(), std::ssize(code.part[0]), expr::Rate::uniform, 0, 1,
-                         files.at(sub), env);
-      kernels_.execute(code.part[2].data(), std::ssize(code.part[2]), expr::Rate::query, 0, 1,
-                       files.at(sub), env);
+        kernels_.execute(code.part[0].data(),
+                         std::ssize(code.part[0]),
+                         expr::Rate::uniform,
+                         0,
+                         1,
+                         files.at(sub),
+                         env);
+      kernels_.execute(code.part[2].data(),
+                       std::ssize(code.part[2]),
+                       expr::Rate::query,
+                       0,
+                       1,
+                       files.at(sub),
+                       env);
     };
     if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
     if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
@@ -135,10 +145,18 @@ bool ScoreTiles::visit(std::int64_t j0) {
   for (int sub = 0; sub < subs_; ++sub) {
     RowRange& range = memory_.ranges[sub];
     switch (run_.mask_kind) {
-      case MaskKind::band: range = band_range(sub); break;
-      case MaskKind::plan: range = plan_range(sub); break;
-      case MaskKind::none: range = {0, rows_, false, nullptr}; break;
-      case MaskKind::program: range = {0, rows_, true, nullptr}; break;
+      case MaskKind::band:
+        range = band_range(sub);
+        break;
+      case MaskKind::plan:
+        range = plan_range(sub);
+        break;
+      case MaskKind::none:
+        range = {0, rows_, false, nullptr};
+        break;
+      case MaskKind::program:
+        range = {0, rows_, true, nullptr};
+        break;
     }
     any |= !range.empty();
   }
@@ -152,8 +170,7 @@ void ScoreTiles::load(
   const std::int64_t head = run_.kv_head_of(head_);
   int done = 0;
   while (done < rows_) {
-    const KeyRun run =
-        key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
+    const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
     const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
     const bool aliased = run.stride % 4096 == 0 && subs_ > 2;
     if (view.dtype == DType::f32 && n == rows_ && !aliased) {
@@ -172,8 +189,13 @@ void ScoreTiles::load(
 void ScoreTiles::load_keys() {
   load(run_.args.kv.k, run_.spec.dqk, memory_.k_copy, k_, k_stride_);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
-    kernels_.execute(code.part[1].data(), std::ssize(code.part[1]), expr::Rate::key, 0, rows_,
-                     files.at(0), environment(0, c));
+    kernels_.execute(code.part[1].data(),
+                     std::ssize(code.part[1]),
+                     expr::Rate::key,
+                     0,
+                     rows_,
+                     files.at(0),
+                     environment(0, c));
   };
   if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
@@ -183,33 +205,26 @@ void ScoreTiles::load_values() {
   load(run_.args.kv.v, run_.spec.dv, memory_.v_copy, v_, v_stride_);
 }
 
-template <class F>
-void ScoreTiles::by_chunks(int sub, F&& body) const {
-  const RowRange& range = memory_.ranges[sub];
-  for (int r = range.begin; r < range.end; r += chunk_rows)
-    body(r, std::min(chunk_rows, range.end - r));
-}
-
-float* ScoreTiles::raw_scores(int sub) {
+float* ScoreTiles::scores(int sub, float* raw) {
   const RowRange& range = memory_.ranges[sub];
   float* s = memory_.s + range.begin * kernels_.lanes;
-  kernels_.scores(k_ + range.begin * k_stride_, k_stride_, range.size(), run_.spec.dqk, q_t(sub), s,
+  kernels_.scores(k_ + range.begin * k_stride_,
+                  k_stride_,
+                  range.size(),
+                  run_.spec.dqk,
+                  q_t(sub),
+                  s,
                   vectors(sub));
-  return s;
-}
-
-float* ScoreTiles::scores(int sub) {
-  const RowRange& range = memory_.ranges[sub];
-  float* s = raw_scores(sub);
+  if (raw) std::copy_n(s, range.size() * kernels_.lanes, raw + range.begin * kernels_.lanes);
   const int lanes = kernels_.lanes;
-  const auto element = [&](const FlatCode& code, const Files& files, const Environment& env,
-                           auto&& result) {
-    by_chunks(sub, [&](int r, int n) {
-      kernels_.execute(
-          code.part[3].data(), std::ssize(code.part[3]), expr::Rate::element, r, n, files, env);
-      result(code.roots[0], r, n, files, memory_.s + r * lanes);
-    });
-  };
+  const auto element =
+      [&](const FlatCode& code, const Files& files, const Environment& env, auto&& result) {
+        by_chunks(sub, [&](int r, int n) {
+          kernels_.execute(
+              code.part[3].data(), std::ssize(code.part[3]), expr::Rate::element, r, n, files, env);
+          result(code.roots[0], r, n, files, memory_.s + r * lanes);
+        });
+      };
   if (run_.setup.score.used)
     element(run_.setup.score, memory_.score.at(sub), environment(sub, run_.score), kernels_.read);
   if (range.words)
@@ -218,10 +233,8 @@ float* ScoreTiles::scores(int sub) {
                        range.words + range.begin,
                        static_cast<int>(row(sub, 0) % MaskPlan::block));
   else if (run_.mask_kind == MaskKind::program)
-    element(run_.setup.mask,
-            memory_.mask.at(sub),
-            environment(sub, run_.mask),
-            kernels_.mask_register);
+    element(
+        run_.setup.mask, memory_.mask.at(sub), environment(sub, run_.mask), kernels_.mask_register);
   else if (range.masked)
     kernels_.mask_band(s,
                        range.size(),
@@ -233,8 +246,8 @@ float* ScoreTiles::scores(int sub) {
 
 void ScoreTiles::accumulate_values(int sub, const float* p, float* o_t) const {
   const RowRange& range = memory_.ranges[sub];
-  kernels_.accumulate(v_ + range.begin * v_stride_, v_stride_, range.size(), run_.spec.dv, p, o_t,
-                      vectors(sub));
+  kernels_.accumulate(
+      v_ + range.begin * v_stride_, v_stride_, range.size(), run_.spec.dv, p, o_t, vectors(sub));
 }
 
 void ScoreTiles::drop(int sub, float* p) const {

@@ -47,9 +47,8 @@ class ScoreTiles {
   void load_values();
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
-  float* scores(int sub);
-  /// The same before programs and masks.
-  float* raw_scores(int sub);
+  /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
+  float* scores(int sub, float* raw = nullptr);
   void accumulate_values(int sub, const float* p, float* o_t) const;
   void drop(int sub, float* p) const;
 
@@ -70,13 +69,18 @@ class ScoreTiles {
   std::int64_t batch() const { return b_; }
   std::int64_t head() const { return head_; }
   Environment environment(int sub, const Contents& contents) const;
+  /// Calls body(first row, rows) for each chunk of the range of a sub-block.
+  template <class F>
+  void by_chunks(int sub, F&& body) const {
+    const RowRange& range = memory_.ranges[sub];
+    for (int r = range.begin; r < range.end; r += chunk_rows)
+      body(r, std::min(chunk_rows, range.end - r));
+  }
 
  private:
   void load(const View& view, int d, float* scratch, const float*& at, std::int64_t& stride) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
-  template <class F>
-  void by_chunks(int sub, F&& body) const;
 
   const Run& run_;
   const Kernels& kernels_;

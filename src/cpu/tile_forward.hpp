@@ -3,7 +3,8 @@
 //
 // S^T = K Q^T with queries in lanes (Milakov and Gimelshein 2018 for the online softmax): K and V
 // are read by broadcast, so every reduction is lane by lane. Each score sums d in ascending order
-// and each output sums keys in ascending order, whatever the tile: bits do not depend on neighbours.
+// and each output sums keys in ascending order, whatever the tile: bits do not depend on
+// neighbours.
 
 template <int MR, int NV>
 static __attribute__((noinline)) void scores_rows(const float* __restrict k,
@@ -29,27 +30,17 @@ static __attribute__((noinline)) void scores_rows(const float* __restrict k,
 }
 
 template <int NV>
-static void scores_all(const float* k,
-                       std::int64_t stride,
-                       int rows,
-                       int d,
-                       const float* q_t,
-                       float* s) {
+static void scores_all(
+    const float* k, std::int64_t stride, int rows, int d, const float* q_t, float* s) {
   int r = 0;
   for (; r + tile_rows <= rows; r += tile_rows)
     scores_rows<tile_rows, NV>(k + r * stride, stride, d, q_t, s + r * lanes);
-  for (; r + 2 <= rows; r += 2)
-    scores_rows<2, NV>(k + r * stride, stride, d, q_t, s + r * lanes);
+  for (; r + 2 <= rows; r += 2) scores_rows<2, NV>(k + r * stride, stride, d, q_t, s + r * lanes);
   for (; r < rows; ++r) scores_rows<1, NV>(k + r * stride, stride, d, q_t, s + r * lanes);
 }
 
-static void scores_tile(const float* k,
-                        std::int64_t stride,
-                        int rows,
-                        int d,
-                        const float* q_t,
-                        float* s,
-                        int vectors) {
+static void scores_tile(
+    const float* k, std::int64_t stride, int rows, int d, const float* q_t, float* s, int vectors) {
   vectors == 1 ? scores_all<1>(k, stride, rows, d, q_t, s)
                : scores_all<2>(k, stride, rows, d, q_t, s);
 }
@@ -77,12 +68,8 @@ static __attribute__((noinline)) void accumulate_columns(const float* __restrict
 }
 
 template <int NV>
-static void accumulate_all(const float* v,
-                           std::int64_t stride,
-                           int rows,
-                           int dv,
-                           const float* p,
-                           float* o_t) {
+static void accumulate_all(
+    const float* v, std::int64_t stride, int rows, int dv, const float* p, float* o_t) {
   int c = 0;
   for (; c + tile_rows <= dv; c += tile_rows)
     accumulate_columns<tile_rows, NV>(v + c, stride, rows, p, o_t + c * lanes);
@@ -152,8 +139,7 @@ static __attribute__((noinline)) void softmax_all(
       store(at, a);
       even[v] = add(even[v], a);
     }
-  for (int v = 0; v < NV; ++v)
-    store(l + v * W, add(load(l + v * W), add(even[v], odd[v])));
+  for (int v = 0; v < NV; ++v) store(l + v * W, add(load(l + v * W), add(even[v], odd[v])));
 }
 
 static void softmax_tile(

@@ -81,12 +81,8 @@ static void copy_rows_tile(const std::byte* from,
   }
 }
 
-static void pack_tile(const std::byte* const* rows,
-                      int count,
-                      DType dtype,
-                      int columns,
-                      float scale,
-                      float* to) {
+static void pack_tile(
+    const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to) {
   alignas(64) float part[64];
   const int bytes = dtype == DType::f32 ? 4 : 2;
   for (int c = 0; c < columns; c += 64) {

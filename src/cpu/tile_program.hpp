@@ -13,20 +13,28 @@ struct Reader {
 
 static std::int64_t register_size(expr::Rate rate) {
   switch (rate) {
-    case expr::Rate::uniform: return W;
-    case expr::Rate::key: return key_block * W;
-    case expr::Rate::query: return lanes;
-    default: return chunk_rows * lanes;
+    case expr::Rate::uniform:
+      return W;
+    case expr::Rate::key:
+      return key_block * W;
+    case expr::Rate::query:
+      return lanes;
+    default:
+      return chunk_rows * lanes;
   }
 }
 
 static Reader reader(expr::Rate rate, std::int32_t index, int first_row, const Files& files) {
   const float* base = files.file[static_cast<int>(rate)] + index * register_size(rate);
   switch (rate) {
-    case expr::Rate::uniform: return {base, 0, 0};
-    case expr::Rate::key: return {base + first_row * W, W, 0};
-    case expr::Rate::query: return {base, 0, W};
-    default: return {base, lanes, W};
+    case expr::Rate::uniform:
+      return {base, 0, 0};
+    case expr::Rate::key:
+      return {base + first_row * W, W, 0};
+    case expr::Rate::query:
+      return {base, 0, W};
+    default:
+      return {base, lanes, W};
   }
 }
 
@@ -62,8 +70,7 @@ static void execute_load(const Instruction& n,
       for (int axis = 0; axis < array.rank; ++axis) {
         const vi top = set1i(static_cast<std::int32_t>(array.shape[axis] - 1));
         const vi at = maxi(mini(x[axis].i(r, v), top), set1i(0));
-        offset =
-            addi(offset, muli(at, set1i(static_cast<std::int32_t>(array.stride[axis]))));
+        offset = addi(offset, muli(at, set1i(static_cast<std::int32_t>(array.stride[axis]))));
       }
       return as_f(gather(base, offset));
     });
@@ -97,21 +104,32 @@ static void execute_float(const Instruction& n, const Shape& s, const Reader* x)
   const Reader &a = x[0], &b = x[1];
   using expr::Op;
   switch (n.op) {
-    case Op::add: return fill(s, [&](int r, int v) { return add(a.f(r, v), b.f(r, v)); });
-    case Op::sub: return fill(s, [&](int r, int v) { return sub(a.f(r, v), b.f(r, v)); });
-    case Op::mul: return fill(s, [&](int r, int v) { return mul(a.f(r, v), b.f(r, v)); });
-    case Op::div: return fill(s, [&](int r, int v) { return div(a.f(r, v), b.f(r, v)); });
-    case Op::min: return fill(s, [&](int r, int v) { return min(a.f(r, v), b.f(r, v)); });
-    case Op::max: return fill(s, [&](int r, int v) { return max(a.f(r, v), b.f(r, v)); });
+    case Op::add:
+      return fill(s, [&](int r, int v) { return add(a.f(r, v), b.f(r, v)); });
+    case Op::sub:
+      return fill(s, [&](int r, int v) { return sub(a.f(r, v), b.f(r, v)); });
+    case Op::mul:
+      return fill(s, [&](int r, int v) { return mul(a.f(r, v), b.f(r, v)); });
+    case Op::div:
+      return fill(s, [&](int r, int v) { return div(a.f(r, v), b.f(r, v)); });
+    case Op::min:
+      return fill(s, [&](int r, int v) { return min(a.f(r, v), b.f(r, v)); });
+    case Op::max:
+      return fill(s, [&](int r, int v) { return max(a.f(r, v), b.f(r, v)); });
     case Op::abs:
       return fill(s, [&](int r, int v) { return as_f(andi(a.i(r, v), set1i(INT32_MAX))); });
     case Op::neg:
       return fill(s, [&](int r, int v) { return as_f(xori(a.i(r, v), set1i(INT32_MIN))); });
-    case Op::tanh: return fill(s, [&](int r, int v) { return tanh_of(a.f(r, v)); });
-    case Op::exp: return fill(s, [&](int r, int v) { return exp_of(a.f(r, v)); });
-    case Op::log: return fill(s, [&](int r, int v) { return log_of(a.f(r, v)); });
-    case Op::sqrt: return fill(s, [&](int r, int v) { return sqrt(a.f(r, v)); });
-    default: return fill(s, [&](int r, int v) { return to_f(a.i(r, v)); });  // to_float
+    case Op::tanh:
+      return fill(s, [&](int r, int v) { return tanh_of(a.f(r, v)); });
+    case Op::exp:
+      return fill(s, [&](int r, int v) { return exp_of(a.f(r, v)); });
+    case Op::log:
+      return fill(s, [&](int r, int v) { return log_of(a.f(r, v)); });
+    case Op::sqrt:
+      return fill(s, [&](int r, int v) { return sqrt(a.f(r, v)); });
+    default:
+      return fill(s, [&](int r, int v) { return to_f(a.i(r, v)); });  // to_float
   }
 }
 
@@ -123,26 +141,39 @@ static void execute_integer(const Instruction& n, const Shape& s, const Reader* 
   };
   const auto count = [](vi c) { return andi(c, set1i(31)); };
   switch (n.op) {
-    case Op::add: return with([](vi p, vi q) { return addi(p, q); });
-    case Op::sub: return with([](vi p, vi q) { return subi(p, q); });
-    case Op::mul: return with([](vi p, vi q) { return muli(p, q); });
-    case Op::min: return with([](vi p, vi q) { return mini(p, q); });
-    case Op::max: return with([](vi p, vi q) { return maxi(p, q); });
+    case Op::add:
+      return with([](vi p, vi q) { return addi(p, q); });
+    case Op::sub:
+      return with([](vi p, vi q) { return subi(p, q); });
+    case Op::mul:
+      return with([](vi p, vi q) { return muli(p, q); });
+    case Op::min:
+      return with([](vi p, vi q) { return mini(p, q); });
+    case Op::max:
+      return with([](vi p, vi q) { return maxi(p, q); });
     case Op::floordiv:
       return with([](vi p, vi q) { return where_nonzero(q, floor_quotient(p, q)); });
-    case Op::mod: return with([](vi p, vi q) { return where_nonzero(q, remainder_of(p, q)); });
-    case Op::shl: return with([&](vi p, vi q) { return shli(p, count(q)); });
-    case Op::shr: return with([&](vi p, vi q) { return shri(p, count(q)); });
-    case Op::bit_and: return with([](vi p, vi q) { return andi(p, q); });
-    case Op::bit_or: return with([](vi p, vi q) { return ori(p, q); });
-    case Op::bit_xor: return with([](vi p, vi q) { return xori(p, q); });
-    case Op::neg: return fill(s, [&](int r, int v) { return as_f(subi(set1i(0), a.i(r, v))); });
+    case Op::mod:
+      return with([](vi p, vi q) { return where_nonzero(q, remainder_of(p, q)); });
+    case Op::shl:
+      return with([&](vi p, vi q) { return shli(p, count(q)); });
+    case Op::shr:
+      return with([&](vi p, vi q) { return shri(p, count(q)); });
+    case Op::bit_and:
+      return with([](vi p, vi q) { return andi(p, q); });
+    case Op::bit_or:
+      return with([](vi p, vi q) { return ori(p, q); });
+    case Op::bit_xor:
+      return with([](vi p, vi q) { return xori(p, q); });
+    case Op::neg:
+      return fill(s, [&](int r, int v) { return as_f(subi(set1i(0), a.i(r, v))); });
     case Op::abs:
       return fill(s, [&](int r, int v) {
         const vi p = a.i(r, v);
         return as_f(maxi(p, subi(set1i(0), p)));
       });
-    default: return fill(s, [&](int r, int v) { return as_f(truncate(a.f(r, v))); });  // trunc
+    default:
+      return fill(s, [&](int r, int v) { return as_f(truncate(a.f(r, v))); });  // trunc
   }
 }
 
@@ -161,52 +192,71 @@ static void execute_boolean(const Instruction& n, const Shape& s, const Reader* 
       fill(s, [&](int r, int v) { return as_f(to_bits(f(a.f(r, v), b.f(r, v)))); });
     };
     switch (n.op) {
-      case Op::lt: return floats([](vf p, vf q) { return lt(p, q); });
-      case Op::le: return floats([](vf p, vf q) { return le(p, q); });
-      case Op::gt: return floats([](vf p, vf q) { return lt(q, p); });
-      case Op::ge: return floats([](vf p, vf q) { return le(q, p); });
-      case Op::eq: return floats([](vf p, vf q) { return eq(p, q); });
-      default: return floats([](vf p, vf q) { return ne(p, q); });
+      case Op::lt:
+        return floats([](vf p, vf q) { return lt(p, q); });
+      case Op::le:
+        return floats([](vf p, vf q) { return le(p, q); });
+      case Op::gt:
+        return floats([](vf p, vf q) { return lt(q, p); });
+      case Op::ge:
+        return floats([](vf p, vf q) { return le(q, p); });
+      case Op::eq:
+        return floats([](vf p, vf q) { return eq(p, q); });
+      default:
+        return floats([](vf p, vf q) { return ne(p, q); });
     }
   }
   switch (n.op) {
-    case Op::lt: return bits([](vi p, vi q) { return to_bits(lti(p, q)); });
-    case Op::le: return bits([](vi p, vi q) { return to_bits(negate(lti(q, p))); });
-    case Op::gt: return bits([](vi p, vi q) { return to_bits(lti(q, p)); });
-    case Op::ge: return bits([](vi p, vi q) { return to_bits(negate(lti(p, q))); });
-    case Op::eq: return bits([](vi p, vi q) { return to_bits(eqi(p, q)); });
-    default: return bits([](vi p, vi q) { return to_bits(negate(eqi(p, q))); });
+    case Op::lt:
+      return bits([](vi p, vi q) { return to_bits(lti(p, q)); });
+    case Op::le:
+      return bits([](vi p, vi q) { return to_bits(negate(lti(q, p))); });
+    case Op::gt:
+      return bits([](vi p, vi q) { return to_bits(lti(q, p)); });
+    case Op::ge:
+      return bits([](vi p, vi q) { return to_bits(negate(lti(p, q))); });
+    case Op::eq:
+      return bits([](vi p, vi q) { return to_bits(eqi(p, q)); });
+    default:
+      return bits([](vi p, vi q) { return to_bits(negate(eqi(p, q))); });
   }
 }
 
-static void execute_one(const Instruction& n,
-                        const Shape& s,
-                        const Reader* x,
-                        int first_row,
-                        const Environment& at) {
+static void execute_one(
+    const Instruction& n, const Shape& s, const Reader* x, int first_row, const Environment& at) {
   using expr::Op;
   const auto constant = [&](std::int32_t bits) {
     fill(s, [&](int, int) { return as_f(set1i(bits)); });
   };
   switch (n.op) {
-    case Op::batch: return constant(at.batch);
-    case Op::head: return constant(at.head);
-    case Op::q_len: return constant(at.q_len);
-    case Op::k_len: return constant(at.k_len);
-    case Op::constant: return constant(n.bits);
-    case Op::param: return constant(at.params[n.slot]);
-    case Op::q: return fill(s, [&](int, int v) { return as_f(loadi(at.q + v * W)); });
-    case Op::k: return fill(s, [&](int r, int) { return as_f(set1i(at.k + first_row + r)); });
+    case Op::batch:
+      return constant(at.batch);
+    case Op::head:
+      return constant(at.head);
+    case Op::q_len:
+      return constant(at.q_len);
+    case Op::k_len:
+      return constant(at.k_len);
+    case Op::constant:
+      return constant(n.bits);
+    case Op::param:
+      return constant(at.params[n.slot]);
+    case Op::q:
+      return fill(s, [&](int, int v) { return as_f(loadi(at.q + v * W)); });
+    case Op::k:
+      return fill(s, [&](int r, int) { return as_f(set1i(at.k + first_row + r)); });
     case Op::score:
       return fill(s, [&](int r, int v) {
         return load(at.score + static_cast<std::int64_t>(first_row + r) * lanes + v * W);
       });
-    case Op::load: return execute_load(n, s, x, at.arrays[n.slot]);
+    case Op::load:
+      return execute_load(n, s, x, at.arrays[n.slot]);
     case Op::select:
       return fill(s, [&](int r, int v) {
         return select(from_bits(x[0].i(r, v)), x[1].f(r, v), x[2].f(r, v));
       });
-    default: break;
+    default:
+      break;
   }
   if (n.type == expr::Type::f32) return execute_float(n, s, x);
   if (n.type == expr::Type::i32) return execute_integer(n, s, x);
@@ -241,8 +291,7 @@ static void read_register(Register from, int first_row, int rows, const Files& f
   fill(Shape{to, lanes, W, rows, 2}, [&](int r, int v) { return x.f(r, v); });
 }
 
-static void mask_by_register(
-    Register from, int first_row, int rows, const Files& files, float* s) {
+static void mask_by_register(Register from, int first_row, int rows, const Files& files, float* s) {
   const Reader x = reader(from.rate, from.index, first_row, files);
   const vf infinity = set1(-__builtin_inff());
   fill(Shape{s, lanes, W, rows, 2}, [&](int r, int v) {

@@ -43,9 +43,7 @@ UNDIVIDED_VEC vi ori(vi a, vi b) { return _mm256_or_si256(a, b); }
 UNDIVIDED_VEC vi xori(vi a, vi b) { return _mm256_xor_si256(a, b); }
 UNDIVIDED_VEC vi shli(vi a, vi n) { return _mm256_sllv_epi32(a, n); }
 UNDIVIDED_VEC vi shri(vi a, vi n) { return _mm256_srav_epi32(a, n); }
-UNDIVIDED_VEC vi shr_logical(vi a, int n) {
-  return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n));
-}
+UNDIVIDED_VEC vi shr_logical(vi a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 UNDIVIDED_VEC vf to_f(vi a) { return _mm256_cvtepi32_ps(a); }
 UNDIVIDED_VEC vi to_i(vf a) { return _mm256_cvttps_epi32(a); }  // 0x80000000 out of range
 UNDIVIDED_VEC vf as_f(vi a) { return _mm256_castsi256_ps(a); }

@@ -39,9 +39,7 @@ UNDIVIDED_VEC vi ori(vi a, vi b) { return _mm512_or_si512(a, b); }
 UNDIVIDED_VEC vi xori(vi a, vi b) { return _mm512_xor_si512(a, b); }
 UNDIVIDED_VEC vi shli(vi a, vi n) { return _mm512_sllv_epi32(a, n); }
 UNDIVIDED_VEC vi shri(vi a, vi n) { return _mm512_srav_epi32(a, n); }
-UNDIVIDED_VEC vi shr_logical(vi a, int n) {
-  return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n));
-}
+UNDIVIDED_VEC vi shr_logical(vi a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
 UNDIVIDED_VEC vf to_f(vi a) { return _mm512_cvtepi32_ps(a); }
 UNDIVIDED_VEC vi to_i(vf a) { return _mm512_cvttps_epi32(a); }  // 0x80000000 out of range
 UNDIVIDED_VEC vf as_f(vi a) { return _mm512_castsi512_ps(a); }
@@ -77,8 +75,7 @@ UNDIVIDED_VEC void mul_wide(vi a, vi b, vi& high, vi& low) {
 UNDIVIDED_VEC vi floor_quotient(vi a, vi b) {
   const auto half = [](__m256i x, __m256i y) {
     const __m512d q = _mm512_div_pd(_mm512_cvtepi32_pd(x), _mm512_cvtepi32_pd(y));
-    return _mm512_cvttpd_epi32(
-        _mm512_roundscale_pd(q, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
+    return _mm512_cvttpd_epi32(_mm512_roundscale_pd(q, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
   };
   const __m256i low = half(_mm512_castsi512_si256(a), _mm512_castsi512_si256(b));
   const __m256i high = half(_mm512_extracti64x4_epi64(a, 1), _mm512_extracti64x4_epi64(b, 1));

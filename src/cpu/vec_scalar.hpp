@@ -24,15 +24,27 @@ UNDIVIDED_VEC R each(F&& f) {
 UNDIVIDED_VEC std::uint32_t uns(std::int32_t a) { return static_cast<std::uint32_t>(a); }
 UNDIVIDED_VEC std::int32_t sig(std::uint32_t a) { return static_cast<std::int32_t>(a); }
 
-UNDIVIDED_VEC vf load(const float* p) { return each<vf>([&](int i) { return p[i]; }); }
+UNDIVIDED_VEC vf load(const float* p) {
+  return each<vf>([&](int i) { return p[i]; });
+}
 UNDIVIDED_VEC void store(float* p, vf a) {
   for (int i = 0; i < W; ++i) p[i] = a.x[i];
 }
-UNDIVIDED_VEC vf set1(float a) { return each<vf>([&](int) { return a; }); }
-UNDIVIDED_VEC vf add(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] + b.x[i]; }); }
-UNDIVIDED_VEC vf sub(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] - b.x[i]; }); }
-UNDIVIDED_VEC vf mul(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] * b.x[i]; }); }
-UNDIVIDED_VEC vf div(vf a, vf b) { return each<vf>([&](int i) { return a.x[i] / b.x[i]; }); }
+UNDIVIDED_VEC vf set1(float a) {
+  return each<vf>([&](int) { return a; });
+}
+UNDIVIDED_VEC vf add(vf a, vf b) {
+  return each<vf>([&](int i) { return a.x[i] + b.x[i]; });
+}
+UNDIVIDED_VEC vf sub(vf a, vf b) {
+  return each<vf>([&](int i) { return a.x[i] - b.x[i]; });
+}
+UNDIVIDED_VEC vf mul(vf a, vf b) {
+  return each<vf>([&](int i) { return a.x[i] * b.x[i]; });
+}
+UNDIVIDED_VEC vf div(vf a, vf b) {
+  return each<vf>([&](int i) { return a.x[i] / b.x[i]; });
+}
 UNDIVIDED_VEC vf fma(vf a, vf b, vf c) {
   return each<vf>([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
 }
@@ -42,7 +54,9 @@ UNDIVIDED_VEC vf max(vf a, vf b) {  // b if either is NaN
 UNDIVIDED_VEC vf min(vf a, vf b) {  // b if either is NaN
   return each<vf>([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
 }
-UNDIVIDED_VEC vf sqrt(vf a) { return each<vf>([&](int i) { return __builtin_sqrtf(a.x[i]); }); }
+UNDIVIDED_VEC vf sqrt(vf a) {
+  return each<vf>([&](int i) { return __builtin_sqrtf(a.x[i]); });
+}
 /// To nearest even; values of 2^23 and more, and NaN, are already whole.
 UNDIVIDED_VEC vf round(vf a) {
   return each<vf>([&](int i) {
@@ -53,11 +67,15 @@ UNDIVIDED_VEC vf round(vf a) {
   });
 }
 
-UNDIVIDED_VEC vi loadi(const std::int32_t* p) { return each<vi>([&](int i) { return p[i]; }); }
+UNDIVIDED_VEC vi loadi(const std::int32_t* p) {
+  return each<vi>([&](int i) { return p[i]; });
+}
 UNDIVIDED_VEC void storei(std::int32_t* p, vi a) {
   for (int i = 0; i < W; ++i) p[i] = a.x[i];
 }
-UNDIVIDED_VEC vi set1i(std::int32_t a) { return each<vi>([&](int) { return a; }); }
+UNDIVIDED_VEC vi set1i(std::int32_t a) {
+  return each<vi>([&](int) { return a; });
+}
 UNDIVIDED_VEC vi addi(vi a, vi b) {
   return each<vi>([&](int i) { return sig(uns(a.x[i]) + uns(b.x[i])); });
 }
@@ -73,9 +91,15 @@ UNDIVIDED_VEC vi mini(vi a, vi b) {
 UNDIVIDED_VEC vi maxi(vi a, vi b) {
   return each<vi>([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
 }
-UNDIVIDED_VEC vi andi(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] & b.x[i]; }); }
-UNDIVIDED_VEC vi ori(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] | b.x[i]; }); }
-UNDIVIDED_VEC vi xori(vi a, vi b) { return each<vi>([&](int i) { return a.x[i] ^ b.x[i]; }); }
+UNDIVIDED_VEC vi andi(vi a, vi b) {
+  return each<vi>([&](int i) { return a.x[i] & b.x[i]; });
+}
+UNDIVIDED_VEC vi ori(vi a, vi b) {
+  return each<vi>([&](int i) { return a.x[i] | b.x[i]; });
+}
+UNDIVIDED_VEC vi xori(vi a, vi b) {
+  return each<vi>([&](int i) { return a.x[i] ^ b.x[i]; });
+}
 UNDIVIDED_VEC vi shli(vi a, vi n) {
   return each<vi>([&](int i) { return uns(n.x[i]) > 31 ? 0 : sig(uns(a.x[i]) << n.x[i]); });
 }
@@ -97,18 +121,36 @@ UNDIVIDED_VEC vi to_i(vf a) {  // 0x80000000 out of range
 UNDIVIDED_VEC vf as_f(vi a) { return __builtin_bit_cast(vf, a); }
 UNDIVIDED_VEC vi as_i(vf a) { return __builtin_bit_cast(vi, a); }
 
-UNDIVIDED_VEC vm lt(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] < b.x[i]; }); }
-UNDIVIDED_VEC vm le(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] <= b.x[i]; }); }
-UNDIVIDED_VEC vm eq(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] == b.x[i]; }); }
-UNDIVIDED_VEC vm ne(vf a, vf b) { return each<vm>([&](int i) { return a.x[i] != b.x[i]; }); }
-UNDIVIDED_VEC vm lti(vi a, vi b) { return each<vm>([&](int i) { return a.x[i] < b.x[i]; }); }
-UNDIVIDED_VEC vm eqi(vi a, vi b) { return each<vm>([&](int i) { return a.x[i] == b.x[i]; }); }
+UNDIVIDED_VEC vm lt(vf a, vf b) {
+  return each<vm>([&](int i) { return a.x[i] < b.x[i]; });
+}
+UNDIVIDED_VEC vm le(vf a, vf b) {
+  return each<vm>([&](int i) { return a.x[i] <= b.x[i]; });
+}
+UNDIVIDED_VEC vm eq(vf a, vf b) {
+  return each<vm>([&](int i) { return a.x[i] == b.x[i]; });
+}
+UNDIVIDED_VEC vm ne(vf a, vf b) {
+  return each<vm>([&](int i) { return a.x[i] != b.x[i]; });
+}
+UNDIVIDED_VEC vm lti(vi a, vi b) {
+  return each<vm>([&](int i) { return a.x[i] < b.x[i]; });
+}
+UNDIVIDED_VEC vm eqi(vi a, vi b) {
+  return each<vm>([&](int i) { return a.x[i] == b.x[i]; });
+}
 UNDIVIDED_VEC vm ltu(vi a, vi b) {
   return each<vm>([&](int i) { return uns(a.x[i]) < uns(b.x[i]); });
 }
-UNDIVIDED_VEC vm both(vm a, vm b) { return each<vm>([&](int i) { return a.x[i] && b.x[i]; }); }
-UNDIVIDED_VEC vm either(vm a, vm b) { return each<vm>([&](int i) { return a.x[i] || b.x[i]; }); }
-UNDIVIDED_VEC vm negate(vm a) { return each<vm>([&](int i) { return !a.x[i]; }); }
+UNDIVIDED_VEC vm both(vm a, vm b) {
+  return each<vm>([&](int i) { return a.x[i] && b.x[i]; });
+}
+UNDIVIDED_VEC vm either(vm a, vm b) {
+  return each<vm>([&](int i) { return a.x[i] || b.x[i]; });
+}
+UNDIVIDED_VEC vm negate(vm a) {
+  return each<vm>([&](int i) { return !a.x[i]; });
+}
 UNDIVIDED_VEC bool any(vm a) { return a.x[0] || a.x[1] || a.x[2] || a.x[3]; }
 UNDIVIDED_VEC vf select(vm m, vf a, vf b) {
   return each<vf>([&](int i) { return m.x[i] ? a.x[i] : b.x[i]; });
@@ -117,8 +159,12 @@ UNDIVIDED_VEC vi selecti(vm m, vi a, vi b) {
   return each<vi>([&](int i) { return m.x[i] ? a.x[i] : b.x[i]; });
 }
 /// Booleans in memory are 0 or -1.
-UNDIVIDED_VEC vi to_bits(vm m) { return each<vi>([&](int i) { return m.x[i] ? -1 : 0; }); }
-UNDIVIDED_VEC vm from_bits(vi a) { return each<vm>([&](int i) { return a.x[i] < 0; }); }
+UNDIVIDED_VEC vi to_bits(vm m) {
+  return each<vi>([&](int i) { return m.x[i] ? -1 : 0; });
+}
+UNDIVIDED_VEC vm from_bits(vi a) {
+  return each<vm>([&](int i) { return a.x[i] < 0; });
+}
 /// Lane i is bit i of the word.
 UNDIVIDED_VEC vm from_word(std::uint32_t word) {
   return each<vm>([&](int i) { return (word >> i & 1) != 0; });
