@@ -51,6 +51,7 @@ struct KernelSpec {
   int dv_chunks() const;  // forward: CTAs that share one query tile's dv
   int chunks() const;     // backward: column chunks of the gradients, each with its own CTA
   int threads() const;
+  int min_blocks() const;             // of one multiprocessor, for the register allocator
   std::size_t shared_memory() const;  // dynamic, at most 99 KB
 
   /// "fwd.sm80.bf16.obf16.d128.v128.m64n64.band.identity.dense.paged.packed.split"

@@ -25,7 +25,7 @@ template <class T, int rows, int d, int threads, bool aligned, class Source, cla
 __device__ inline void load_tile(
     unsigned to, const Source* base, int valid, int columns, const Row& row) {
   constexpr int pieces = rounded(d) / 8;
-#pragma unroll 4
+#pragma unroll 2  // more would cost registers that occupancy needs
   for (int i = threadIdx.x; i < rows * pieces; i += threads) {
     const int r = i / pieces, x = i % pieces * 8;
     const bool live = r < valid && x < columns;
@@ -55,7 +55,7 @@ __device__ inline void multiply_transposed(float (&acc)[n / 8][4], unsigned a, u
   const int lane = threadIdx.x & 31;
   const unsigned a_at = a + ((lane & 15) * pitch<d> + (lane >> 4) * 8) * 2;
   const unsigned b_at = b + (((lane & 7) + (lane >> 4) * 8) * pitch<d> + (lane >> 3 & 1) * 8) * 2;
-#pragma unroll
+#pragma unroll 8
   for (int k = 0; k < rounded(d); k += 16) {
     unsigned x[4];
     load_matrix(x, a_at + k * 2);

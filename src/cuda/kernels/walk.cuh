@@ -41,6 +41,7 @@ struct Walk {
   /// The runs of a plan from index `at` of run_offsets, cut to tokens [first, last), first a
   /// multiple of 64.
   __device__ void runs(const PlanRef& plan, int at, int first, int last) {
+    if (first >= last) return;
     plan_ = &plan;
     run_ = plan.run_offsets[at];
     run_end_ = plan.run_offsets[at + 1];

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+// O = softmax(mask(score(scale Q K^T))) V on Hopper: TMA, wgmma and warp roles.
+//
+// One CTA holds an SM. Its last warpgroup loads: one warp, few registers. Each other warpgroup owns
+// 64 query rows and the same key tiles:
+//   S_0 = Q K_0^T; P_0 = softmax(S_0)
+//   for j = 1...: start S_j = Q K_j^T; start O += P_(j-1) V_(j-1); wait for S_j; softmax(S_j) while
+//   the second product runs; wait for O; P_j = S_j rounded; O = O * 2^(m - m')
+// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has one buffer, K and
+// V `stages` each. CTAs are persistent: tile blockIdx.x, then every gridDim.x-th, or the next of a
+// counter. V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a
+// neighbour left there may be NaN. Rows are stored from registers, so nothing else is touched.
+#pragma once
+
+#include "kernels/softmax_sm90.cuh"
+
+namespace undivided::cuda {
+
+/// Loads a tile of `rows` tokens: one box a slab.
+template <int slabs, int slab>
+__device__ inline void load_slabs(
+    unsigned to, const TensorMap& map, unsigned barrier, int token, int head, int batch) {
+#pragma unroll
+  for (int i = 0; i < slabs; ++i) tma_load(to + i * slab, map, barrier, i * 64, token, head, batch);
+}
+
+template <class C>
+struct Producer90 {
+  using L = Shared90<C>;
+  const Params& p;
+  const TensorMaps& maps;
+  unsigned base;
+  bool lead;
+  Ring<C::stages> k, v;
+  unsigned q_parity = 0, tail_parity = 0;
+
+  __device__ void load_k(const Sequence& s, KeyTiles<C>& tiles, int head, int b) {
+    const unsigned full = base + L::k_full + 8 * k.at;
+    mbarrier_wait(base + L::k_empty + 8 * k.at, k.parity ^ 1);
+    const int tile = tiles.tile;
+    if constexpr (KeyTiles<C>::planned) {
+      int classes[C::warpgroups][L::blocks];
+#pragma unroll
+      for (int g = 0; g < C::warpgroups; ++g)
+#pragma unroll
+        for (int i = 0; i < L::blocks; ++i) classes[g][i] = tiles.block_class(g, i);
+      tiles.next();
+      if (lead) {
+        const unsigned info = base + L::info + L::info_bytes * k.at;
+        store_shared_word(info, tile);
+        store_shared_word(info + 4, tiles.valid());
+#pragma unroll
+        for (int g = 0; g < C::warpgroups; ++g)
+#pragma unroll
+          for (int i = 0; i < L::blocks; ++i)
+            store_shared_word(info + 8 + 4 * (g * L::blocks + i), classes[g][i]);
+      }
+    } else {
+      tiles.next();
+    }
+    if (lead) {
+      mbarrier_expect(full, L::k_bytes);
+      load_slabs<L::q_slabs, L::k_slab>(base + L::k_at + L::k_bytes * k.at,
+                                        maps.k,
+                                        full,
+                                        static_cast<int>(s.k_first) + tile * C::n,
+                                        head,
+                                        b);
+    }
+    k.next();
+  }
+
+  __device__ void load_v(const Sequence& s, int tile, int head, int b, bool foreign) {
+    const unsigned full = base + L::v_full + 8 * v.at, to = base + L::v_at + L::v_bytes * v.at;
+    mbarrier_wait(base + L::v_empty + 8 * v.at, v.parity ^ 1);
+    const int j0 = tile * C::n, valid = s.k_len - j0;
+    const bool dirty = foreign && valid < C::n;
+    const unsigned barrier = dirty ? base + L::tail : full;
+    if (lead) {
+      mbarrier_expect(barrier, L::v_bytes);
+      load_slabs<L::v_slabs, L::k_slab>(
+          to, maps.v, barrier, static_cast<int>(s.k_first) + j0, head, b);
+    }
+    if (dirty) {
+      mbarrier_wait(barrier, tail_parity);
+      tail_parity ^= 1;
+      const unsigned zero[4] = {};
+#pragma unroll 1
+      for (int i = 0; i < L::v_slabs; ++i)
+#pragma unroll 1
+        for (unsigned at = to + i * L::k_slab + valid * 128 + (threadIdx.x & 31) * 16;
+             at < to + (i + 1) * L::k_slab;
+             at += 512)
+          store_shared(at, zero);
+      async_proxy_fence();
+      __syncwarp();
+      if (lead) mbarrier_arrive(full);
+    }
+    v.next();
+  }
+
+  __device__ void tile(const Work& w) {
+    const Sequence s = sequence<C>(p, w.b);
+    KeyTiles<C> tiles(p, s, w.b, w.head, w.q_tile * C::m);
+    if (!tiles.valid()) return;
+    const int kv_head = w.head / p.group;
+    const int q_batch = C::rows == RowKind::ragged ? 0 : w.b;
+    const int k_batch = C::kv == KvKind::ragged ? 0 : w.b;
+    const bool foreign = C::kv == KvKind::ragged || p.k_lengths.data;
+    mbarrier_wait(base + L::q_empty, q_parity ^ 1);
+    q_parity ^= 1;
+    if (lead) {
+      mbarrier_expect(base + L::q_full, L::q_bytes);
+      load_slabs<L::q_slabs, L::q_slab>(base,
+                                        maps.q,
+                                        base + L::q_full,
+                                        static_cast<int>(s.q_first) + w.q_tile * C::m,
+                                        w.head,
+                                        q_batch);
+    }
+    int last = tiles.tile;
+    load_k(s, tiles, kv_head, k_batch);
+    while (tiles.valid()) {
+      const int now = tiles.tile;
+      load_k(s, tiles, kv_head, k_batch);
+      load_v(s, last, kv_head, k_batch, foreign);
+      last = now;
+    }
+    load_v(s, last, kv_head, k_batch, foreign);
+  }
+};
+
+template <class C, class Mask, class Score>
+struct Consumer90 {
+  using L = Shared90<C>;
+  using T = typename C::Element;
+  static constexpr int n = C::n, width = C::dv;
+  const Params& p;
+  unsigned base;
+  int group;
+  Ring<C::stages> k, v;
+  unsigned q_parity = 0;
+
+  __device__ __forceinline__ void free(int barrier) {
+    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
+  }
+
+  /// S = Q K^T.
+  __device__ __forceinline__ void scores(float (&acc)[n / 8][4]) {
+    const auto a = wgmma_descriptor(base + group * 8192, 16);
+    const auto b = wgmma_descriptor(base + L::k_at + L::k_bytes * k.at, 16);
+    constexpr int steps = (C::dqk + 15) / 16;
+#pragma unroll
+    for (int i = 0; i < steps; ++i)
+      Wgmma<T, n>::shared_shared(acc,
+                                 a + (i / 4 * L::q_slab + i % 4 * 32) / 16,
+                                 b + (i / 4 * L::k_slab + i % 4 * 32) / 16,
+                                 i > 0);
+    wgmma_commit();
+  }
+  /// O += P V.
+  __device__ __forceinline__ void values(float (&out)[width / 8][4],
+                                         const unsigned (&weights)[n / 16][4]) {
+    const auto b = wgmma_descriptor(base + L::v_at + L::v_bytes * v.at, L::k_slab);
+#pragma unroll
+    for (int i = 0; i < n / 16; ++i)
+      Wgmma<T, width>::register_shared(out, weights[i], b + i * 2048 / 16);
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void my_turn() {
+    if constexpr (C::pingpong) named_barrier_sync(1 + group, 256);
+  }
+  __device__ __forceinline__ void your_turn() {
+    if constexpr (C::pingpong) named_barrier_arrive(1 + (group + 1) % C::warpgroups, 256);
+  }
+
+  __device__ __forceinline__ void tile(const Work& w) {
+    const Sequence s = sequence<C>(p, w.b);
+    const int row0 = w.q_tile * C::m;
+    const int thread = threadIdx.x & 127;
+    Rows90 r;
+    r.b = w.b;
+    r.head = w.head;
+    r.first = row0 + group * 64;
+    r.last = maximum(r.first, minimum(r.first + 63, s.q_len - 1));
+    r.mine = r.first + thread / 32 * 16 + (thread & 31) / 4;
+    KeyTiles<C> tiles(p, s, w.b, w.head, row0);
+    const bool scaled = Score::identity && p.scale > 0.0f;
+    const float unit = scaled ? p.scale * log2_e : log2_e;
+    const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
+
+    float out[width / 8][4];
+    Softmax90 soft;
+    clear(out);
+    soft.start();
+    if (tiles.valid()) {
+      float acc[n / 8][4];
+      unsigned weights[n / 16][4];
+      int classes[L::blocks ? L::blocks : 1];
+      int j0;
+      bool more;
+      const auto look_up = [&] {
+        if constexpr (KeyTiles<C>::planned) {
+          const unsigned info = base + L::info + L::info_bytes * k.at;
+          j0 = load_shared_word(info) * n;
+          more = load_shared_word(info + 4);
+#pragma unroll
+          for (int i = 0; i < L::blocks; ++i)
+            classes[i] = load_shared_word(info + 8 + 4 * (group * L::blocks + i));
+        } else {
+          j0 = tiles.tile * n;
+          tiles.next();
+          more = tiles.valid();
+        }
+      };
+      const auto weigh = [&] {
+        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, scaled);
+        const bool moved = soft.template step<n / 8>(acc, unit, slack);
+        if constexpr (C::dropout) drop(s, r, acc, j0);
+        return moved;
+      };
+
+      mbarrier_wait(base + L::q_full, q_parity);
+      q_parity ^= 1;
+      mbarrier_wait(base + L::k_full + 8 * k.at, k.parity);
+      my_turn();
+      wgmma_fence();
+      scores(acc);
+      your_turn();
+      look_up();
+      wgmma_wait<0>();
+      pin(acc);
+      free(L::k_empty + 8 * k.at);
+      k.next();
+      if (!more) free(L::q_empty);
+      weigh();
+      to_fragments<T, n>(weights, acc);
+      bool moved = false;
+
+#pragma unroll 1
+      while (more) {
+        mbarrier_wait(base + L::k_full + 8 * k.at, k.parity);
+        my_turn();
+        pin(acc);
+        wgmma_fence();
+        scores(acc);
+        if constexpr (C::rescale_first) {
+          if (moved) rescale_rows(out, soft.rescale);
+        }
+        mbarrier_wait(base + L::v_full + 8 * v.at, v.parity);
+        pin(out);
+        wgmma_fence();
+        values(out, weights);
+        your_turn();
+        look_up();
+        wgmma_wait<1>();
+        pin(acc);
+        free(L::k_empty + 8 * k.at);
+        k.next();
+        if (!more) free(L::q_empty);
+        moved = weigh();
+        wgmma_wait<0>();
+        pin(out);
+        free(L::v_empty + 8 * v.at);
+        v.next();
+        to_fragments<T, n>(weights, acc);
+        if constexpr (!C::rescale_first) {
+          if (moved) rescale_rows(out, soft.rescale);
+        }
+      }
+      if constexpr (C::rescale_first) {
+        if (moved) rescale_rows(out, soft.rescale);
+      }
+      mbarrier_wait(base + L::v_full + 8 * v.at, v.parity);
+      pin(out);
+      wgmma_fence();
+      values(out, weights);
+      wgmma_wait<0>();
+      pin(out);
+      free(L::v_empty + 8 * v.at);
+      v.next();
+    }
+    finish_rows90<C>(p, s, r, out, soft, unit);
+  }
+
+  /// Zeros the weights that dropout drops; the rest are scaled at the end.
+  __device__ __forceinline__ void drop(const Sequence& s,
+                                       const Rows90& r,
+                                       float (&acc)[n / 8][4],
+                                       int j0) {
+    const Dropout dropout(p);
+    const int first = s.k_origin + j0 + (threadIdx.x & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < n / 8; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        bool x, y;
+        dropout.keep_pair(r.b, r.head, s.q_origin + r.mine + 8 * half, first + i * 8, x, y);
+        if (!x) acc[i][2 * half] = 0.0f;
+        if (!y) acc[i][2 * half + 1] = 0.0f;
+      }
+  }
+};
+
+template <class C, class Mask, class Score>
+__device__ __forceinline__ void forward_sm90(const Params& p,
+                                             const TensorMaps& maps,
+                                             const Schedule& schedule) {
+  using L = Shared90<C>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned base = (shared_address(shared) + 1023) & ~1023u;
+  const int group = warpgroup_index();
+
+  if (threadIdx.x == 0) {
+    constexpr int warps = C::warpgroups * 4;
+    mbarrier_init(base + L::q_full, 1);
+    mbarrier_init(base + L::q_empty, warps);
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(base + L::k_full + 8 * i, 1);
+      mbarrier_init(base + L::k_empty + 8 * i, warps);
+      mbarrier_init(base + L::v_full + 8 * i, 1);
+      mbarrier_init(base + L::v_empty + 8 * i, warps);
+    }
+    for (int i = 0; i < 2; ++i) {
+      mbarrier_init(base + L::work_full + 8 * i, 1);
+      mbarrier_init(base + L::work_empty + 8 * i, warps);
+    }
+    mbarrier_init(base + L::tail, 1);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+
+  if (group == C::warpgroups) {
+    lower_registers<C::producer_registers>();
+    if (threadIdx.x / 32 != C::warpgroups * 4) return;
+    Producer90<C> producer{p, maps, base, (threadIdx.x & 31) == 0};
+    if (producer.lead) {
+      tma_prefetch(maps.q);
+      tma_prefetch(maps.k);
+      tma_prefetch(maps.v);
+    }
+    if constexpr (C::dynamic) {
+      Ring<2> ring;
+      int at = blockIdx.x;
+      while (true) {
+        mbarrier_wait(base + L::work_empty + 8 * ring.at, ring.parity ^ 1);
+        int next = 0;
+        if (producer.lead) {
+          store_shared_word(base + L::work + 4 * ring.at, at);
+          mbarrier_arrive(base + L::work_full + 8 * ring.at);
+          if (at < schedule.tiles) next = atomicAdd(schedule.counter, 1) + gridDim.x;
+        }
+        ring.next();
+        if (at >= schedule.tiles) break;
+        producer.tile(work_at(p, schedule, at));
+        at = __shfl_sync(0xffffffffu, next, 0);
+      }
+    } else {
+      for (int at = blockIdx.x; at < schedule.tiles; at += gridDim.x)
+        producer.tile(work_at(p, schedule, at));
+    }
+  } else {
+    raise_registers<C::consumer_registers>();
+    Consumer90<C, Mask, Score> consumer{p, base, group};
+    if constexpr (C::pingpong) {
+      if (group == C::warpgroups - 1) consumer.your_turn();
+    }
+    if constexpr (C::dynamic) {
+      Ring<2> ring;
+      while (true) {
+        mbarrier_wait(base + L::work_full + 8 * ring.at, ring.parity);
+        const int at = load_shared_word(base + L::work + 4 * ring.at);
+        __syncwarp();
+        consumer.free(L::work_empty + 8 * ring.at);
+        ring.next();
+        if (at >= schedule.tiles) break;
+        consumer.tile(work_at(p, schedule, at));
+      }
+    } else {
+      for (int at = blockIdx.x; at < schedule.tiles; at += gridDim.x)
+        consumer.tile(work_at(p, schedule, at));
+    }
+  }
+}
+
+}  // namespace undivided::cuda

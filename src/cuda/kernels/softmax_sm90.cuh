@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores, online softmax and the output rows of one warpgroup. A thread holds two rows, 8 apart, of
+// an accumulator; see wgmma.cuh.
+#pragma once
+
+#include "kernels/tile.cuh"
+#include "kernels/work_sm90.cuh"
+
+namespace undivided::cuda {
+
+/// One query tile as a thread of a consumer sees it.
+struct Rows90 {
+  int b, head;
+  int first, last;  // local rows of the warpgroup that are inside the sequence
+  int mine;         // the upper of the thread's two rows
+};
+
+/// Score modifications, and -inf where masked. `scaled`: leave the scale to the exponent.
+template <class C, class Mask, class Score, int n>
+__device__ __forceinline__ void score_tile90(const Params& p,
+                                             const Sequence& s,
+                                             const Rows90& r,
+                                             float (&acc)[n][4],
+                                             int j0,
+                                             const int* classes,
+                                             bool scaled) {
+  const int t = (threadIdx.x & 3) * 2;
+  if constexpr (!Score::identity) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        acc[i][e] = Score::apply(p,
+                                 r.b,
+                                 r.head,
+                                 s.q_origin + r.mine + 8 * (e >> 1),
+                                 s.k_origin + j0 + t + i * 8 + (e & 1),
+                                 s.q_len,
+                                 s.k_len,
+                                 acc[i][e] * p.scale);
+  } else if (!scaled) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc[i][e] *= p.scale;
+  }
+
+  if constexpr (C::mask == MaskKind::plan) {
+#pragma unroll
+    for (int block = 0; block < n / 8; ++block) {
+      const int id = classes[block];
+      if (id == KeyTiles<C>::full_block) continue;
+      unsigned long long keep[2] = {};
+      if (id >= 0) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          keep[half] = p.plan.tiles[id][(r.mine + 8 * half) & 63] >> t;
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!(keep[e >> 1] >> (i * 8 + (e & 1)) & 1)) acc[block * 8 + i][e] = -infinity();
+    }
+    if (j0 + C::n <= s.k_len) return;
+  }
+
+  if constexpr (C::mask == MaskKind::program) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = r.mine + 8 * (e >> 1), j = j0 + t + i * 8 + (e & 1);
+        if (!(j < s.k_len &&
+              Mask::keep(p, r.b, r.head, s.q_origin + row, s.k_origin + j, s.q_len, s.k_len)))
+          acc[i][e] = -infinity();
+      }
+    return;
+  }
+
+  long long low = 0, high = s.k_len - 1;
+  bool look = j0 + C::n > s.k_len;
+  if constexpr (C::mask == MaskKind::band) {
+    const Band band(p, s);
+    look |= band.first_key(r.last) > j0 || band.last_key(r.first) < j0 + C::n - 1;
+  }
+  if (!look) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    long long from = low, to = high;
+    if constexpr (C::mask == MaskKind::band) {
+      const Band band(p, s);
+      from = maximum(from, band.first_key(r.mine + 8 * half));
+      to = minimum(to, band.last_key(r.mine + 8 * half));
+    }
+    const int a = static_cast<int>(clamped<long long>(from - j0 - t, -C::n, C::n));
+    const int z = static_cast<int>(clamped<long long>(to - j0 - t, -C::n, C::n));
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int x = i * 8 + e;
+        if (x < a || x > z) acc[i][2 * half + e] = -infinity();
+      }
+  }
+}
+
+/// The running softmax of two rows. Scores are in units of `unit` log2.
+struct Softmax90 {
+  float top[2];   // what weights are relative to
+  float peak[2];  // the largest score
+  float sum[2];   // of this thread's weights
+  float rescale[2];
+
+  __device__ void start() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      top[half] = peak[half] = -infinity();
+      sum[half] = 0.0f;
+      rescale[half] = 1.0f;
+    }
+  }
+
+  /// Scores to weights. The reference of a row moves when its maximum grows by more than `slack`;
+  /// this and all else depends on the row alone. Returns whether a row of the warp moved.
+  template <int n>
+  __device__ __forceinline__ bool step(float (&acc)[n][4], float unit, float slack) {
+    bool moved = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float high = top[half];
+      if (slack > 0.0f) high = -infinity();
+#pragma unroll
+      for (int i = 0; i < n; ++i) high = fmaxf(high, fmaxf(acc[i][2 * half], acc[i][2 * half + 1]));
+      high = quad_max(high);
+      peak[half] = fmaxf(peak[half], high);
+      const float old = top[half];
+      if (!(slack > 0.0f) || high > old + slack) {
+        top[half] = high;
+        moved = true;
+      }
+      const float base = top[half] == -infinity() ? 0.0f : top[half] * unit;
+      rescale[half] = exp2_fast(fmaf(old, unit, -base));
+      float part = 0.0f;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        part += acc[i][2 * half] = exp2_fast(fmaf(acc[i][2 * half], unit, -base));
+        part += acc[i][2 * half + 1] = exp2_fast(fmaf(acc[i][2 * half + 1], unit, -base));
+      }
+      sum[half] = fmaf(sum[half], rescale[half], part);
+    }
+    return slack > 0.0f ? __any_sync(0xffffffffu, moved) : true;
+  }
+};
+
+template <int n>
+__device__ __forceinline__ void rescale_rows(float (&out)[n][4], const float (&by)[2]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    out[i][0] *= by[0];
+    out[i][1] *= by[0];
+    out[i][2] *= by[1];
+    out[i][3] *= by[1];
+  }
+}
+
+/// Writes row `half` of an accumulator times `scale`. Four lanes share a row: they exchange pieces,
+/// so that each stores 16 bytes. All lanes call it; those without a row pass null.
+template <class T, int n>
+__device__ __forceinline__ void store_row90(T* to,
+                                            const float (&acc)[n][4],
+                                            int half,
+                                            float scale) {
+  const int t = threadIdx.x & 3;
+  const auto value = [&](int i, int e) {
+    const float x = acc[i][2 * half + e];
+    return scale == 0.0f ? 0.0f : x * scale;
+  };
+  constexpr int exchanged = sizeof(T) == 2 ? n / 4 * 4 : 0;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int i = 0; i < exchanged; i += 4) {
+      unsigned w[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) w[k] = pack<T>(value(i + k, 0), value(i + k, 1));
+#pragma unroll
+      for (int k = 0; k < 4; k += 2) {
+        const unsigned other = __shfl_xor_sync(0xffffffffu, t & 1 ? w[k] : w[k + 1], 1);
+        (t & 1 ? w[k] : w[k + 1]) = other;
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const unsigned other = __shfl_xor_sync(0xffffffffu, t & 2 ? w[k] : w[k + 2], 2);
+        (t & 2 ? w[k] : w[k + 2]) = other;
+      }
+      if (to) *reinterpret_cast<uint4*>(to + (i + t) * 8) = make_uint4(w[0], w[1], w[2], w[3]);
+    }
+  }
+#pragma unroll
+  for (int i = exchanged; i < n; ++i)
+    if (to) store_pair<T, true>(to + i * 8 + t * 2, value(i, 0), value(i, 1));
+}
+
+/// O, LSE and the largest score of the thread's two rows.
+template <class C, int n>
+__device__ __forceinline__ void finish_rows90(const Params& p,
+                                              const Sequence& s,
+                                              const Rows90& r,
+                                              const float (&out)[n][4],
+                                              const Softmax90& soft,
+                                              float unit) {
+  using Out = typename C::Out;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = r.mine + 8 * half;
+    const bool live = row < s.q_len;
+    const bool written = C::rows == RowKind::dense ? row < p.max_q_len : live;
+    const float total = quad_sum(soft.sum[half]);
+    const bool empty = !live || total == 0.0f;  // NaN is not empty
+    float lse = empty ? -infinity() : soft.top[half] * unit * ln_2 + logf(total);
+    float scale = empty ? 0.0f : 1.0f / total;
+    if constexpr (C::dropout) scale *= p.keep_scale;
+    const bool leader = written && (threadIdx.x & 3) == 0;
+    if (p.max_logit && leader && !empty)
+      atomic_max(p.max_logit + r.b * p.max_logit_batch + r.head * p.max_logit_head,
+                 soft.peak[half] * unit * ln_2);
+    if (p.sink && live) {
+      const float sink = p.sink[r.head];
+      if (empty) {
+        lse = sink;
+      } else {
+        const float both = fmaxf(lse, sink);
+        const float all = both + logf(expf(lse - both) + expf(sink - both));
+        scale *= expf(lse - all);
+        lse = all;
+      }
+    }
+    if (p.lse.data && leader) *row_scalar<C>(p.lse, s, r.b, r.head, row) = lse;
+    Out* to =
+        written ? static_cast<Out*>(p.o.data) + row_offset<C>(p.o, s, r.b, r.head, row) : nullptr;
+    store_row90<Out>(to, out, half, scale);
+  }
+}
+
+}  // namespace undivided::cuda
