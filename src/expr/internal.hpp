@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -56,6 +57,9 @@ inline bool same_bits(double a, double b) {  // tells -0.0 from 0.0
   return a == b && std::signbit(a) == std::signbit(b);
 }
 bool same_node(const Node& a, const Node& b);
+
+/// The value of `n` on constants x and y (y is x if it has one operand), if it is exact everywhere.
+std::optional<Node> folded_constant(const Node& n, const Node& x, const Node& y);
 
 /// Nodes reachable from the roots and from `extra`, in depth-first order; `extra` is renumbered.
 /// Slots and parameters that are no longer read are dropped and the others ordered by first use

@@ -180,77 +180,14 @@ class Simplifier {
 
   std::int32_t push_constant(bool v) { return looked(out_.constant(v)); }
   std::int32_t push_constant(std::int64_t v) { return looked(out_.constant(v)); }
-  std::int32_t push_constant(double v) { return looked(out_.constant(v)); }
   std::int32_t looked(std::int32_t id) { return push(Node(at(id))); }
 
   std::int32_t folded(const Node& n) {
     const std::int32_t a = n.operand[0], b = n.operand[1];
     if (arity(n.op) < 1 || n.op == Op::select || !constant(a) || (b >= 0 && !constant(b)))
       return -1;
-    const Node x = at(a), y = b >= 0 ? at(b) : x;
-    if (is_compare(n.op))
-      return x.type == Type::f32
-                 ? push_constant(compare_result(n.op, x.real, y.real))
-                 : push_constant(compare_result(
-                       n.op, static_cast<double>(x.integer), static_cast<double>(y.integer)));
-    switch (n.op) {
-      case Op::logical_and:
-        return push_constant(x.integer != 0 && y.integer != 0);
-      case Op::logical_or:
-        return push_constant(x.integer != 0 || y.integer != 0);
-      case Op::logical_not:
-        return push_constant(x.integer == 0);
-      case Op::trunc:
-        return push_constant(saturating_trunc(x.real));
-      case Op::to_float: {
-        const auto value = static_cast<double>(x.integer);
-        return static_cast<double>(static_cast<float>(value)) == value ? push_constant(value) : -1;
-      }
-      case Op::tanh:
-      case Op::exp:
-      case Op::log:
-      case Op::sqrt:
-        return -1;
-      default:
-        break;
-    }
-    if (n.type == Type::i32) {
-      if ((n.op == Op::floordiv || n.op == Op::mod) && y.integer == 0) return -1;
-      if ((n.op == Op::shl || n.op == Op::shr) && (y.integer < 0 || y.integer > 31)) return -1;
-      const std::int64_t r = integer_result(n.op, x.integer, y.integer);
-      return fits_int32(r) ? push_constant(r) : -1;
-    }
-    double r = 0;
-    switch (n.op) {
-      case Op::add:
-        r = x.real + y.real;
-        break;
-      case Op::sub:
-        r = x.real - y.real;
-        break;
-      case Op::mul:
-        r = x.real * y.real;
-        break;
-      case Op::div:
-        r = x.real / y.real;
-        break;
-      case Op::abs:
-        r = std::fabs(x.real);
-        break;
-      case Op::neg:
-        r = -x.real;
-        break;
-      case Op::min:
-        r = x.real < y.real ? x.real : y.real;
-        break;
-      case Op::max:
-        r = x.real > y.real ? x.real : y.real;
-        break;
-      default:
-        return -1;
-    }
-    if (std::isnan(r) || std::fabs(r) > 3.4028234663852886e38) return -1;
-    return static_cast<double>(static_cast<float>(r)) == r ? push_constant(r) : -1;
+    const auto value = folded_constant(n, at(a), at(b >= 0 ? b : a));
+    return value ? push(*value) : -1;
   }
 
   std::int32_t logical(const Node& n) {
