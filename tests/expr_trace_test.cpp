@@ -126,6 +126,8 @@ TEST(Trace, WrongResultsAreRefused) {
             "`+` wants numbers (a bool converts by c ? 1 : 0), but got bool and i32");
   EXPECT_EQ(error_of([] { Param("q", 3); }),
             "\"q\" is a word of the language and cannot name a parameter; \"q_\" can");
+  EXPECT_EQ(error_of([] { Param("_c7", 3); }),
+            "\"_c7\" is kept for lifted literals and cannot name a parameter; \"c7\" can");
   EXPECT_EQ(error_of([] {
               const Array a(std::vector<float>{1}, "my table");
               score([=](auto x, auto, auto, auto q, auto) { return x + a[q]; });

@@ -28,6 +28,7 @@ bool is_reserved(std::string_view name);  // leaves, functions, keywords
 bool is_lifted_name(std::string_view name);
 /// Raises Error{bind} unless `name` can be written in a text. `what` is "array" or "parameter".
 void check_name(std::string_view name, const char* what);
+void check_param_name(std::string_view name);  // also keeps _c0, _c1, ... for lift()
 
 // Integers. Values outside int32 never reach a proved program; every reading still defines them.
 inline std::int64_t wrap(std::int64_t x) {

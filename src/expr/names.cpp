@@ -68,6 +68,16 @@ void check_name(std::string_view name, const char* what) {
                        what));
 }
 
+void check_param_name(std::string_view name) {
+  check_name(name, "parameter");
+  if (is_lifted_name(name))
+    refuse(Stage::bind,
+           fmt::format("\"{0}\" is kept for lifted literals and cannot name a parameter; \"c{1}\" "
+                       "can",
+                       name,
+                       name.substr(2)));
+}
+
 std::int64_t integer_result(Op op, std::int64_t a, std::int64_t b) {
   switch (op) {
     case Op::add:

@@ -117,11 +117,11 @@ Expr Array::operator()(Expr i, Expr j, Expr l, Expr m) const {
 
 Param::Param(std::string name, std::int32_t value)
     : name_(std::move(name)), type_(expr::Type::i32), value_(value) {
-  expr::check_name(name_, "parameter");
+  expr::check_param_name(name_);
 }
 Param::Param(std::string name, double value)
     : name_(std::move(name)), type_(expr::Type::f32), value_(value) {
-  expr::check_name(name_, "parameter");
+  expr::check_param_name(name_);
 }
 Param::operator Expr() const {
   auto builder = std::make_shared<Builder>();
