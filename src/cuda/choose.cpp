@@ -49,7 +49,8 @@ void choose_splits(
                                  : b.batch * parts(b.max_q_len, tokens_per_tile);
   const std::int64_t blocks =
       tiles * (k.packed ? b.kv_heads : heads_of(s, b)) * std::max(1, k.dv_chunks());
-  const std::int64_t room = blocks_per_multiprocessor * device.multiprocessors;
+  const std::int64_t room =
+      std::max<std::int64_t>(blocks_per_multiprocessor, k.min_blocks()) * device.multiprocessors;
   if (blocks == 0 || blocks * 2 > room) return;
   const std::int64_t wanted = std::min(room / blocks, parts(b.max_k_len, fewest_split_keys));
   const std::int64_t keys = parts(parts(b.max_k_len, wanted), split_step) * split_step;
