@@ -36,8 +36,8 @@ struct BackendRow {
   std::unique_ptr<Prepared> (*prepare)(const Spec&, const Bounds&, Device, const Context&);
 };
 
-/// What a backend keeps for the life of the library that a context names (loaded modules, say): made
-/// once, by the first that asks.
+/// What a backend keeps for the life of the library that a context names (loaded modules, say):
+/// made once, by the first that asks.
 std::shared_ptr<void> backend_state(const Context& context,
                                     Backend backend,
                                     const std::function<std::shared_ptr<void>()>& make);
