@@ -110,8 +110,13 @@ std::size_t structure_hash(const Program& p);
 
 /// Canonical text with declarations ("array doc: i32[1]; param w: i32 = 1024; k <= q"), or without.
 std::string print(const Program& p, bool declarations = true);
-/// Parses canonical or hand-written text. `wanted` is the type of the expression (boolean or f32).
-/// Raises Error{parse}: what was found, at which line and column, what was expected, a caret line.
+/// Parses canonical or hand-written text and simplifies it:
+///   { array NAME: i32|f32|bool [RANK]; | param NAME: i32|f32 = NUMBER; | let NAME = expr; } expr
+/// with C's operators and precedences, c ? a : b, NAME[i, j], abs min max clamp select tanh exp log
+/// sqrt trunc float, and the literals true, false, inf. Arrays and parameters need no declaration
+/// when `captures` names them; an undeclared whole-number parameter is i32. `wanted` is the type of
+/// the expression (boolean or f32). Raises Error{parse}: what was found, at which line and column,
+/// what was expected, a caret line.
 Program parse(std::string_view text, Type wanted, const Captures& captures);
 
 /// Folds constants, removes identities and dead nodes, orders commutative operands; keeps meaning
@@ -119,7 +124,8 @@ Program parse(std::string_view text, Type wanted, const Captures& captures);
 Program simplify(const Program& p);
 
 /// Turns literals into parameters named _c0, _c1, ... so that their values do not recompile.
-/// Divisors, moduli and shift counts stay literal, and so do booleans.
+/// Divisors, moduli and shift counts stay literal, and so do booleans. Lifted parameters come after
+/// the others in Program::params, one for each use of a literal.
 Program lift(const Program& p);
 
 // --- readings ------------------------------------------------------------------------------------
@@ -165,7 +171,6 @@ struct Band {
   std::int64_t left = 0, right = 0;
 };
 Band recognise_band(const Program& p, const std::vector<double>& params);
-/// The shape alone, with bounds looked up by parameter: what a Spec stores.
 
 /// The derivative of root 0 with respect to the score, each load of a float slot and each float
 /// parameter, as one program with several roots. Loads and parameters are those of `p`.
