@@ -86,10 +86,10 @@ enum ElementType : int { element_f32 = 0, element_f16 = 1, element_bf16 = 2 };
 struct Params {
   // The problem.
   int batch, heads, kv_heads, group;  // heads = kv_heads * group
-  int q_tiles;                 // query tiles of the grid: over max_q_len (times group when packed)
-  int k_tiles;                 // key tiles of the grid (key_mass, backward_kv): over max_k_len
-  int max_q_len;               // bound of q_len: dense: the extent of Q; ragged: the bound
-  int max_k_len;               // bound of k_len: dense: the extent of K; else the bound
+  int q_tiles;    // query tiles of the grid: over max_q_len (times group when packed)
+  int k_tiles;    // key tiles of the grid: over max_k_len; key_mass: over key_extent too
+  int max_q_len;  // bound of q_len: dense: the extent of Q; ragged: the bound
+  int max_k_len;  // bound of k_len: dense: the extent of K; else the bound
   long long total_q, total_k;  // packed rows (ragged), else unused
   IndexRef q_offsets, q_lengths, k_offsets, k_lengths;
   IndexRef page_table;               // stride: of its slots

@@ -120,7 +120,9 @@ int KernelSpec::min_blocks() const {
   if (kind != KernelKind::forward || packed || score || dropout || mask == MaskKind::program)
     return 1;
   const int wide = std::max(dqk, chunk_width(dv, dv_chunks()));
-  return wide > 64 && wide <= 128 ? 3 : 1;  // 168 registers: measured 30 % faster than 170
+  return wide > 64 && wide <= 128
+             ? 3
+             : 1;  // 168 registers or fewer: causal d 128 gained 28 % on an H100
 }
 
 std::size_t KernelSpec::shared_memory() const {
