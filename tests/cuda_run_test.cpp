@@ -152,6 +152,23 @@ TEST_F(CudaRun, MoreRowsThanPlannedAreRefused) {
   EXPECT_TRUE(fake::state().launches.empty());
 }
 
+TEST_F(CudaRun, UnalignedDataNeverReachesAnAlignedKernel) {
+  const Problem p = problem({});
+  const auto plan = prepared(p);
+  Args odd = p.args;
+  odd.o.data = reinterpret_cast<void*>(0x40002);
+  try {
+    plan->run(odd, nullptr, {});
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_EQ(std::string(e.what()).rfind("O (bf16 [2, 8, 300, 64])", 0), 0u) << e.what();
+  }
+  Problem other = p;
+  other.spec.aligned = false;
+  EXPECT_NO_THROW(prepared(other)->run(odd, nullptr, {}));
+  EXPECT_EQ(fake::state().launches.size(), 1u);
+}
+
 TEST_F(CudaRun, HostArraysAreRefusedByName) {
   const Array doc(std::vector<std::int32_t>(300, 1), "doc");
   const Problem p = problem({.mask = documents(doc), .align = Align::start});

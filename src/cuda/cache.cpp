@@ -177,6 +177,12 @@ Kernel KernelCache::get(const std::function<KernelSource(int)>& source_for,
                 fmt::format("kernel {} is not compiled, and compile = never; run it once with "
                             "compile = allowed, or set UNDIVIDED_KERNELS to a folder that holds it",
                             sources.front().name));
+  if (!nvrtc.ok)
+    throw Error(
+        Code::unsupported,
+        Stage::plan,
+        fmt::format(
+            "kernel {} is not compiled, and there is {}", sources.front().name, nvrtc.reason));
   const KernelSource source = source_for(target_for(device_arch));
   Compiled made = compile(source.name, source.text, source.arch);
   kernel = {source.name,

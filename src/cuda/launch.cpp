@@ -39,6 +39,21 @@ void on_device(const char* what, const View& view) {
     refuse("{} is on the host; on CUDA it is device memory, which run() never reads", what);
 }
 
+// A kernel for aligned data would fault on other data, and a fault costs the process its device.
+void check_aligned(const char* what, const View& v) {
+  if (!v) return;
+  const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
+  bool good = reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
+  for (int axis = 0; axis + 1 < v.rank; ++axis)
+    if (v.size(axis) > 1) good = good && v.step(axis) * bytes % 16 == 0;
+  if (!good)
+    refuse(
+        "{} ({}) has a base or stride that is not a multiple of 16 bytes, and this plan is for "
+        "aligned data: plan with aligned = false, or resolve() the call with this view",
+        what,
+        v.describe());
+}
+
 int parts(std::int64_t count, int size) { return to_int((count + size - 1) / size); }
 
 void fill_program(const char* what, const BoundProgram* bound, ProgramRef& out) {
@@ -115,6 +130,16 @@ void fill_problem(const Spec& spec, const Bounds& bounds, const Args& a, Params&
                                    std::pair{"sink", &a.sink},
                                    std::pair{"seed_view", &a.seed_view}})
     on_device(what, *view);
+  if (spec.aligned)
+    for (const auto& [what, view] : {std::pair{"Q", &a.q.data},
+                                     std::pair{"K", &a.kv.k},
+                                     std::pair{"V", &a.kv.v},
+                                     std::pair{"O", &a.o},
+                                     std::pair{"dO", &a.dout.data},
+                                     std::pair{"dQ", &a.dq},
+                                     std::pair{"dK", &a.dk},
+                                     std::pair{"dV", &a.dv}})
+      check_aligned(what, *view);
   const bool ragged_q = spec.rows == RowKind::ragged, ragged_k = spec.kv == KvKind::ragged;
   const View &q = a.q.data, &k = a.kv.k;
   p.batch = to_int(ragged_q ? a.q.offsets.size(0) - 1 : q.size(0));
