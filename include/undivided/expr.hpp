@@ -218,9 +218,15 @@ Mask window(std::int32_t left, std::int32_t right);  ///< q - k <= left && k - q
 Mask window(std::int32_t width);                     ///< window(width, width)
 Mask prefix(std::int32_t n);                         ///< k < n || k <= q
 Mask documents(const Array& id);  ///< id[q] == id[k]; id is i32 [tokens] or [batch, tokens]
+/// k is q or an ancestor of q: parent[i] < i is the parent of token i, -1 for a root (speculative
+/// decoding). A chain is causal(). Raises Error{bind}.
+Mask tree(const std::vector<std::int32_t>& parent);
 Score identity();
 Score softcap(float cap);         ///< cap * tanh(score / cap)
 Score alibi(const Array& slope);  ///< score + slope[head] * (k - q); slope is f32 [heads]
 Score bias(const Array& table);   ///< score + table[q, k], [head, q, k] or [batch, head, q, k]
+/// score + table[bucket(k - q), head]: relative position buckets, half of them exact, the rest
+/// logarithmic up to max_distance (Raffel et al. 2020, section 2.1). table is f32 [buckets, heads].
+Score t5_bias(const Array& table, bool bidirectional = true, std::int32_t max_distance = 128);
 
 }  // namespace undivided
