@@ -31,12 +31,13 @@ struct Producer90 {
   const TensorMaps& maps;
   unsigned base;
   bool lead;
+  Ring<C::q_stages> q;
   Ring<C::stages> k, v;
-  unsigned q_parity = 0, tail_parity = 0;
+  unsigned tail_parity = 0;
 
   __device__ void load_k(const Sequence& s, KeyTiles<C>& tiles, int head, int b) {
-    const unsigned full = base + L::k_full + 8 * k.at;
-    mbarrier_wait(base + L::k_empty + 8 * k.at, k.parity ^ 1);
+    const unsigned full = base + L::k_full + 8 * k.at();
+    mbarrier_wait(base + L::k_empty + 8 * k.at(), k.parity() ^ 1);
     const int tile = tiles.tile;
     if constexpr (KeyTiles<C>::planned) {
       int classes[C::warpgroups][L::blocks];
@@ -46,7 +47,7 @@ struct Producer90 {
         for (int i = 0; i < L::blocks; ++i) classes[g][i] = tiles.block_class(g, i);
       tiles.next();
       if (lead) {
-        const unsigned info = base + L::info + L::info_bytes * k.at;
+        const unsigned info = base + L::info + L::info_bytes * k.at();
         store_shared_word(info, tile);
         store_shared_word(info + 4, tiles.valid());
 #pragma unroll
@@ -60,7 +61,7 @@ struct Producer90 {
     }
     if (lead) {
       mbarrier_expect(full, L::k_bytes);
-      load_slabs<L::q_slabs, L::k_slab>(base + L::k_at + L::k_bytes * k.at,
+      load_slabs<L::q_slabs, L::k_slab>(base + L::k_at + L::k_bytes * k.at(),
                                         maps.k,
                                         full,
                                         static_cast<int>(s.k_first) + tile * C::n,
@@ -71,8 +72,8 @@ struct Producer90 {
   }
 
   __device__ void load_v(const Sequence& s, int tile, int head, int b, bool foreign) {
-    const unsigned full = base + L::v_full + 8 * v.at, to = base + L::v_at + L::v_bytes * v.at;
-    mbarrier_wait(base + L::v_empty + 8 * v.at, v.parity ^ 1);
+    const unsigned full = base + L::v_full + 8 * v.at(), to = base + L::v_at + L::v_bytes * v.at();
+    mbarrier_wait(base + L::v_empty + 8 * v.at(), v.parity() ^ 1);
     const int j0 = tile * C::n, valid = s.k_len - j0;
     const bool dirty = foreign && valid < C::n;
     const unsigned barrier = dirty ? base + L::tail : full;
@@ -107,17 +108,18 @@ struct Producer90 {
     const int q_batch = C::rows == RowKind::ragged ? 0 : w.b;
     const int k_batch = C::kv == KvKind::ragged ? 0 : w.b;
     const bool foreign = C::kv == KvKind::ragged || p.k_lengths.data;
-    mbarrier_wait(base + L::q_empty, q_parity ^ 1);
-    q_parity ^= 1;
+    const unsigned full = base + L::q_full + 8 * q.at();
+    mbarrier_wait(base + L::q_empty + 8 * q.at(), q.parity() ^ 1);
     if (lead) {
-      mbarrier_expect(base + L::q_full, L::q_bytes);
-      load_slabs<L::q_slabs, L::q_slab>(base,
+      mbarrier_expect(full, L::q_bytes);
+      load_slabs<L::q_slabs, L::q_slab>(base + L::q_bytes * q.at(),
                                         maps.q,
-                                        base + L::q_full,
+                                        full,
                                         static_cast<int>(s.q_first) + w.q_tile * C::m,
                                         w.head,
                                         q_batch);
     }
+    q.next();
     int last = tiles.tile;
     load_k(s, tiles, kv_head, k_batch);
     while (tiles.valid()) {
@@ -138,8 +140,8 @@ struct Consumer90 {
   const Params& p;
   unsigned base;
   int group;
+  Ring<C::q_stages> q;
   Ring<C::stages> k, v;
-  unsigned q_parity = 0;
 
   __device__ __forceinline__ void free(int barrier) {
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
@@ -147,8 +149,8 @@ struct Consumer90 {
 
   /// S = Q K^T.
   __device__ __forceinline__ void scores(float (&acc)[n / 8][4]) {
-    const auto a = wgmma_descriptor(base + group * 8192, 16);
-    const auto b = wgmma_descriptor(base + L::k_at + L::k_bytes * k.at, 16);
+    const auto a = wgmma_descriptor(base + L::q_bytes * q.at() + group * 8192, 16);
+    const auto b = wgmma_descriptor(base + L::k_at + L::k_bytes * k.at(), 16);
     constexpr int steps = (C::dqk + 15) / 16;
 #pragma unroll
     for (int i = 0; i < steps; ++i)
@@ -161,7 +163,7 @@ struct Consumer90 {
   /// O += P V.
   __device__ __forceinline__ void values(float (&out)[width / 8][4],
                                          const unsigned (&weights)[n / 16][4]) {
-    const auto b = wgmma_descriptor(base + L::v_at + L::v_bytes * v.at, L::k_slab);
+    const auto b = wgmma_descriptor(base + L::v_at + L::v_bytes * v.at(), L::k_slab);
 #pragma unroll
     for (int i = 0; i < n / 16; ++i)
       Wgmma<T, width>::register_shared(out, weights[i], b + i * 2048 / 16);
@@ -194,7 +196,11 @@ struct Consumer90 {
     Softmax90 soft;
     clear(out);
     soft.start();
-    if (tiles.valid()) {
+    if (tiles.valid()) mbarrier_wait(base + L::q_full + 8 * q.at(), q.parity());
+    // Taking turns needs equal counts; else a warpgroup ends at its own last tile.
+    const bool any = tiles.valid();
+    const int end = C::pingpong ? tiles.end : tiles.end_of(p, s, r.first, r.last);
+    if (any && tiles.tile < end) {
       float acc[n / 8][4];
       unsigned weights[n / 16][4];
       int classes[L::blocks ? L::blocks : 1];
@@ -202,28 +208,36 @@ struct Consumer90 {
       bool more;
       const auto look_up = [&] {
         if constexpr (KeyTiles<C>::planned) {
-          const unsigned info = base + L::info + L::info_bytes * k.at;
-          j0 = load_shared_word(info) * n;
+          const unsigned info = base + L::info + L::info_bytes * k.at();
+          tiles.tile = load_shared_word(info);
           more = load_shared_word(info + 4);
+          j0 = tiles.tile * n;
 #pragma unroll
           for (int i = 0; i < L::blocks; ++i)
             classes[i] = load_shared_word(info + 8 + 4 * (group * L::blocks + i));
         } else {
           j0 = tiles.tile * n;
           tiles.next();
-          more = tiles.valid();
+          more = tiles.tile < end;
         }
       };
       const auto weigh = [&] {
         score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, scaled);
-        const bool moved = soft.template step<n / 8>(acc, unit, slack);
+        const bool moved = soft.template step<(C::slack > 0), n / 8>(acc, unit, slack);
         if constexpr (C::dropout) drop(s, r, acc, j0);
         return moved;
       };
+      const auto k_done = [&] {
+        free(L::k_empty + 8 * k.at());
+        k.next();
+        if (!more) free(L::q_empty + 8 * q.at());
+      };
+      const auto v_done = [&] {
+        free(L::v_empty + 8 * v.at());
+        v.next();
+      };
 
-      mbarrier_wait(base + L::q_full, q_parity);
-      q_parity ^= 1;
-      mbarrier_wait(base + L::k_full + 8 * k.at, k.parity);
+      mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
       my_turn();
       wgmma_fence();
       scores(acc);
@@ -231,24 +245,18 @@ struct Consumer90 {
       look_up();
       wgmma_wait<0>();
       pin(acc);
-      free(L::k_empty + 8 * k.at);
-      k.next();
-      if (!more) free(L::q_empty);
+      k_done();
       weigh();
       to_fragments<T, n>(weights, acc);
-      bool moved = false;
 
 #pragma unroll 1
       while (more) {
-        mbarrier_wait(base + L::k_full + 8 * k.at, k.parity);
+        mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         my_turn();
         pin(acc);
         wgmma_fence();
         scores(acc);
-        if constexpr (C::rescale_first) {
-          if (moved) rescale_rows(out, soft.rescale);
-        }
-        mbarrier_wait(base + L::v_full + 8 * v.at, v.parity);
+        mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
         pin(out);
         wgmma_fence();
         values(out, weights);
@@ -256,31 +264,35 @@ struct Consumer90 {
         look_up();
         wgmma_wait<1>();
         pin(acc);
-        free(L::k_empty + 8 * k.at);
-        k.next();
-        if (!more) free(L::q_empty);
-        moved = weigh();
+        k_done();
+        const bool moved = weigh();
         wgmma_wait<0>();
         pin(out);
-        free(L::v_empty + 8 * v.at);
-        v.next();
+        v_done();
         to_fragments<T, n>(weights, acc);
-        if constexpr (!C::rescale_first) {
-          if (moved) rescale_rows(out, soft.rescale);
-        }
-      }
-      if constexpr (C::rescale_first) {
         if (moved) rescale_rows(out, soft.rescale);
       }
-      mbarrier_wait(base + L::v_full + 8 * v.at, v.parity);
+      mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
       pin(out);
       wgmma_fence();
       values(out, weights);
       wgmma_wait<0>();
       pin(out);
-      free(L::v_empty + 8 * v.at);
-      v.next();
+      v_done();
+    } else if (any) {
+      free(L::q_empty + 8 * q.at());
     }
+    if constexpr (!KeyTiles<C>::planned && !C::pingpong) {
+      for (; tiles.valid(); tiles.next()) {  // tiles that only others need
+        mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
+        free(L::k_empty + 8 * k.at());
+        k.next();
+        mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
+        free(L::v_empty + 8 * v.at());
+        v.next();
+      }
+    }
+    if (any) q.next();
     finish_rows90<C>(p, s, r, out, soft, unit);
   }
 
@@ -314,8 +326,10 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
 
   if (threadIdx.x == 0) {
     constexpr int warps = C::warpgroups * 4;
-    mbarrier_init(base + L::q_full, 1);
-    mbarrier_init(base + L::q_empty, warps);
+    for (int i = 0; i < C::q_stages; ++i) {
+      mbarrier_init(base + L::q_full + 8 * i, 1);
+      mbarrier_init(base + L::q_empty + 8 * i, warps);
+    }
     for (int i = 0; i < C::stages; ++i) {
       mbarrier_init(base + L::k_full + 8 * i, 1);
       mbarrier_init(base + L::k_empty + 8 * i, warps);
@@ -344,16 +358,22 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
       Ring<2> ring;
       int at = blockIdx.x;
       while (true) {
-        mbarrier_wait(base + L::work_empty + 8 * ring.at, ring.parity ^ 1);
+        mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
+        const bool done = at >= schedule.tiles;
+        Work work{-1, 0, 0};
+        if (!done) work = work_at(p, schedule, at);
         int next = 0;
         if (producer.lead) {
-          store_shared_word(base + L::work + 4 * ring.at, at);
-          mbarrier_arrive(base + L::work_full + 8 * ring.at);
-          if (at < schedule.tiles) next = atomicAdd(schedule.counter, 1) + gridDim.x;
+          const unsigned slot = base + L::work + 12 * ring.at();
+          store_shared_word(slot, work.q_tile);
+          store_shared_word(slot + 4, work.head);
+          store_shared_word(slot + 8, work.b);
+          mbarrier_arrive(base + L::work_full + 8 * ring.at());
+          if (!done) next = atomicAdd(schedule.counter, 1) + gridDim.x;
         }
         ring.next();
-        if (at >= schedule.tiles) break;
-        producer.tile(work_at(p, schedule, at));
+        if (done) break;
+        producer.tile(work);
         at = __shfl_sync(0xffffffffu, next, 0);
       }
     } else {
@@ -369,13 +389,15 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     if constexpr (C::dynamic) {
       Ring<2> ring;
       while (true) {
-        mbarrier_wait(base + L::work_full + 8 * ring.at, ring.parity);
-        const int at = load_shared_word(base + L::work + 4 * ring.at);
+        mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
+        const unsigned slot = base + L::work + 12 * ring.at();
+        const Work work{load_shared_word(slot), load_shared_word(slot + 4),
+                        load_shared_word(slot + 8)};
         __syncwarp();
-        consumer.free(L::work_empty + 8 * ring.at);
+        consumer.free(L::work_empty + 8 * ring.at());
         ring.next();
-        if (at >= schedule.tiles) break;
-        consumer.tile(work_at(p, schedule, at));
+        if (work.q_tile < 0) break;
+        consumer.tile(work);
       }
     } else {
       for (int at = blockIdx.x; at < schedule.tiles; at += gridDim.x)

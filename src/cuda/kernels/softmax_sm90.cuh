@@ -123,33 +123,44 @@ struct Softmax90 {
 
   /// Scores to weights. The reference of a row moves when its maximum grows by more than `slack`;
   /// this and all else depends on the row alone. Returns whether a row of the warp moved.
-  template <int n>
+  template <bool lazy, int n>
   __device__ __forceinline__ bool step(float (&acc)[n][4], float unit, float slack) {
     bool moved = false;
+    float high[4], part[4], base[2];  // two chains a row
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      high[e] = acc[0][e];
+      part[e] = 0.0f;
+    }
+#pragma unroll
+    for (int i = 1; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) high[e] = fmaxf(high[e], acc[i][e]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float high = top[half];
-      if (slack > 0.0f) high = -infinity();
-#pragma unroll
-      for (int i = 0; i < n; ++i) high = fmaxf(high, fmaxf(acc[i][2 * half], acc[i][2 * half + 1]));
-      high = quad_max(high);
-      peak[half] = fmaxf(peak[half], high);
+      const float now = quad_max(fmaxf(high[2 * half], high[2 * half + 1]));
       const float old = top[half];
-      if (!(slack > 0.0f) || high > old + slack) {
-        top[half] = high;
-        moved = true;
+      peak[half] = fmaxf(peak[half], now);
+      if constexpr (lazy) {
+        if (now > old + slack) {
+          top[half] = now;
+          moved = true;
+        }
+      } else {
+        top[half] = peak[half];
       }
-      const float base = top[half] == -infinity() ? 0.0f : top[half] * unit;
-      rescale[half] = exp2_fast(fmaf(old, unit, -base));
-      float part = 0.0f;
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        part += acc[i][2 * half] = exp2_fast(fmaf(acc[i][2 * half], unit, -base));
-        part += acc[i][2 * half + 1] = exp2_fast(fmaf(acc[i][2 * half + 1], unit, -base));
-      }
-      sum[half] = fmaf(sum[half], rescale[half], part);
+      base[half] = top[half] == -infinity() ? 0.0f : top[half] * unit;
+      rescale[half] = exp2_fast(fmaf(old, unit, -base[half]));
     }
-    return slack > 0.0f ? __any_sync(0xffffffffu, moved) : true;
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        part[e] += acc[i][e] = exp2_fast(fmaf(acc[i][e], unit, -base[e >> 1]));
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      sum[half] = fmaf(sum[half], rescale[half], part[2 * half] + part[2 * half + 1]);
+    return lazy ? __any_sync(0xffffffffu, moved) : true;
   }
 };
 
@@ -172,10 +183,7 @@ __device__ __forceinline__ void store_row90(T* to,
                                             int half,
                                             float scale) {
   const int t = threadIdx.x & 3;
-  const auto value = [&](int i, int e) {
-    const float x = acc[i][2 * half + e];
-    return scale == 0.0f ? 0.0f : x * scale;
-  };
+  const auto value = [&](int i, int e) { return acc[i][2 * half + e] * scale; };
   constexpr int exchanged = sizeof(T) == 2 ? n / 4 * 4 : 0;
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
@@ -206,7 +214,7 @@ template <class C, int n>
 __device__ __forceinline__ void finish_rows90(const Params& p,
                                               const Sequence& s,
                                               const Rows90& r,
-                                              const float (&out)[n][4],
+                                              float (&out)[n][4],
                                               const Softmax90& soft,
                                               float unit) {
   using Out = typename C::Out;
@@ -220,6 +228,10 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
     float lse = empty ? -infinity() : soft.top[half] * unit * ln_2 + logf(total);
     float scale = empty ? 0.0f : 1.0f / total;
     if constexpr (C::dropout) scale *= p.keep_scale;
+    if (empty) {  // whatever a masked value left there
+#pragma unroll
+      for (int i = 0; i < n; ++i) out[i][2 * half] = out[i][2 * half + 1] = 0.0f;
+    }
     const bool leader = written && (threadIdx.x & 3) == 0;
     if (p.max_logit && leader && !empty)
       atomic_max(p.max_logit + r.b * p.max_logit_batch + r.head * p.max_logit_head,

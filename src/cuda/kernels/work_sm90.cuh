@@ -41,32 +41,28 @@ struct Shared90 {
   static constexpr int q_slab = C::m * 128, k_slab = C::n * 128;
   static constexpr int q_bytes = q_slabs * q_slab;
   static constexpr int k_bytes = q_slabs * k_slab, v_bytes = v_slabs * k_slab;
-  static constexpr int k_at = q_bytes, v_at = k_at + C::stages * k_bytes;
+  static constexpr int k_at = C::q_stages * q_bytes, v_at = k_at + C::stages * k_bytes;
   static constexpr int barriers = v_at + C::stages * v_bytes;
-  static constexpr int q_full = barriers, q_empty = q_full + 8;
-  static constexpr int k_full = q_empty + 8, k_empty = k_full + 8 * C::stages;
+  static constexpr int q_full = barriers, q_empty = q_full + 8 * C::q_stages;
+  static constexpr int k_full = q_empty + 8 * C::q_stages, k_empty = k_full + 8 * C::stages;
   static constexpr int v_full = k_empty + 8 * C::stages, v_empty = v_full + 8 * C::stages;
   static constexpr int work_full = v_empty + 8 * C::stages, work_empty = work_full + 16;
   static constexpr int tail = work_empty + 16;  // counts the bytes of a last V tile
-  static constexpr int work = tail + 8;         // two tile numbers
+  static constexpr int work = tail + 8;         // dynamic: two query tiles as three numbers
   // Plans: per stage the key tile, whether another follows, and a class per 64 x 64 block.
   static constexpr int blocks = C::mask == MaskKind::plan ? C::n / 64 : 0;
   static constexpr int info_bytes = blocks ? 8 + 4 * blocks * C::warpgroups : 0;
-  static constexpr int info = work + 8;
+  static constexpr int info = work + 24;
   static constexpr int bytes = info + C::stages * info_bytes;
 };
 
-/// Which of several buffers is next, and the parity of its phase.
+/// Which of several buffers is next, and the parity of its phase, in one register.
 template <int count>
 struct Ring {
-  int at = 0;
-  unsigned parity = 0;
-  __device__ void next() {
-    if (++at == count) {
-      at = 0;
-      parity ^= 1;
-    }
-  }
+  int turn = 0;  // below 2 * count
+  __device__ int at() const { return turn < count ? turn : turn - count; }
+  __device__ unsigned parity() const { return turn >= count; }
+  __device__ void next() { turn = turn == 2 * count - 1 ? 0 : turn + 1; }
 };
 
 /// The key tiles that a query tile visits, ascending. Every thread that asks gets the same answer.
@@ -107,6 +103,13 @@ struct KeyTiles {
     if constexpr (planned) settle();
   }
   __device__ bool valid() const { return tile < end; }
+  /// Where the tiles of local rows [i0, i1] end; none of them: 0.
+  __device__ int end_of(const Params& p, const Sequence& s, int i0, int i1) const {
+    if (i0 >= s.q_len) return 0;
+    if constexpr (C::mask != MaskKind::band) return end;
+    const long long last = Band(p, s).last_key(i1) + 1;
+    return static_cast<int>(clamped<long long>((last + C::n - 1) / C::n, 0, end));
+  }
   __device__ void next() {
     ++tile;
     if constexpr (planned) settle();
