@@ -34,7 +34,7 @@ double median(std::vector<double> values) {
 }
 
 Job::Job(const Workload& work, bool backward, const Context& context)
-    : context_(context), device_(device_of(context.backend)) {
+    : context_(context), device_(device_of(context.backend)), keep_(work.keep) {
   Rows q = work.q;
   Kv kv = work.kv;
   Options options = work.options;

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line tool promises: results, JSON shapes, exit codes, whole files or none.
+
+UNDIVIDED_CLI names the program; without it the builds of this tree are looked at.
+"""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data" / "minilm_layer3.safetensors"
+
+
+def find_program():
+    named = os.environ.get("UNDIVIDED_CLI")
+    places = [Path(named)] if named else [ROOT / "build" / p / "undivided" for p in ("release", "dev")]
+    for place in places:
+        if place.exists():
+            return str(place)
+    pytest.fail("the program is not built; build it or set UNDIVIDED_CLI")
+
+
+def run(*words, **options):
+    return subprocess.run(
+        [find_program(), *map(str, words)], capture_output=True, text=True, timeout=120, **options
+    )
+
+
+def done(*words, **options):
+    result = run(*words, **options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(*words, code=2, **options):
+    """The message of a failure: one line, no trace."""
+    result = run(*words, **options)
+    assert result.returncode == code, (result.returncode, result.stdout, result.stderr)
+    lines = result.stderr.strip().split("\n")
+    assert len(lines) == 1 and lines[0].startswith("undivided: "), result.stderr
+    return lines[0]
+
+
+def softmax_attention(q, k, v, keep, scale=None):
+    """Float64, [heads, tokens, dim]; keep is [q, k]."""
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    group = q.shape[0] // k.shape[0]
+    k, v = np.repeat(k, group, 0), np.repeat(v, group, 0)
+    s = np.einsum("hqd,hkd->hqk", q, k) * (scale or q.shape[-1] ** -0.5)
+    s = np.where(keep, s, -np.inf)
+    m = s.max(-1, keepdims=True)
+    m = np.where(np.isfinite(m), m, 0)
+    p = np.exp(s - m)
+    total = p.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        o = np.where(total > 0, p / total, 0) @ v
+        lse = np.log(total[..., 0]) + m[..., 0]
+    return o, lse
+
+
+@pytest.fixture
+def qkv(tmp_path):
+    random = np.random.default_rng(5)
+    q = random.standard_normal((4, 70, 16)).astype(np.float32)
+    k = random.standard_normal((2, 90, 16)).astype(np.float32)
+    v = random.standard_normal((2, 90, 24)).astype(np.float32)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        np.save(tmp_path / f"{name}.npy", x)
+    return tmp_path, q, k, v
+
+
+def flags(folder):
+    return ["attend", "--q", folder / "q.npy", "--k", folder / "k.npy", "--v", folder / "v.npy"]
+
+
+# --- attend -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("backend", ["auto", "cpu", "reference"])
+def test_attend_matches_numpy(qkv, backend):
+    folder, q, k, v = qkv
+    o, lse = folder / "o.npy", folder / "l.npy"
+    done(*flags(folder), "--mask", "k <= q && q - k < 30", "--align", "end", "--backend", backend,
+         "--out", o, "--lse", lse)
+    i, j = np.arange(70)[:, None] + 20, np.arange(90)[None]
+    want, want_lse = softmax_attention(q, k, v, (j <= i) & (i - j < 30))
+    got = np.load(o)
+    assert got.dtype == np.float32 and got.shape == (4, 70, 24)
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    assert np.load(lse).shape == (4, 70)
+    np.testing.assert_allclose(np.load(lse), want_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_without_a_key_are_zero(qkv):
+    folder, *_ = qkv
+    o, lse = folder / "o.npy", folder / "l.npy"
+    done(*flags(folder), "--mask", "k < q - 10", "--align", "start", "--out", o, "--lse", lse)
+    assert np.all(np.load(o)[:, :11] == 0) and np.all(np.isneginf(np.load(lse)[:, :11]))
+    assert np.all(np.load(o)[:, 11] != 0)
+
+
+def test_captured_arrays_parameters_and_int64(qkv):
+    folder, q, k, v = qkv
+    doc = np.arange(90) // 13
+    np.save(folder / "doc.npy", doc)  # int64
+    done(*flags(folder), "--mask", "param w: i32 = 3; doc[q] == doc[k] && k - q <= w", "--param", "w=5",
+         "--array", f"doc={folder / 'doc.npy'}", "--align", "start", "--out", folder / "o.npy")
+    i, j = np.arange(70)[:, None], np.arange(90)[None]
+    want, _ = softmax_attention(q, k, v, (doc[:70, None] == doc[None]) & (j - i <= 5))
+    np.testing.assert_allclose(np.load(folder / "o.npy"), want, atol=2e-5)
+
+
+def test_gradients_are_those_of_finite_differences(qkv):
+    folder, q, k, v = qkv
+    np.save(folder / "do.npy", np.ones((4, 70, 24), np.float32) * 0.1)
+    slope = np.linspace(0.01, 0.1, 4).astype(np.float32)
+    np.save(folder / "m.npy", slope)
+    score = ["--score", "score + m[head] * (k - q)", "--array", f"m={folder / 'm.npy'}", "--align", "start"]
+    out = {name: folder / f"{name}.npy" for name in ("dq", "dk", "dv", "dm")}
+    done(*flags(folder), *score, "--out", folder / "o.npy", "--dout", folder / "do.npy", "--dq", out["dq"],
+         "--dk", out["dk"], "--dv", out["dv"], "--d-array", f"m={out['dm']}")
+    shapes = {"dq": q.shape, "dk": k.shape, "dv": v.shape, "dm": slope.shape}
+    for name, shape in shapes.items():
+        got = np.load(out[name])
+        assert got.shape == shape and got.dtype == np.float32
+    distance = np.arange(90)[None] - np.arange(70)[:, None]
+
+    def loss(q, k, v, m):
+        group = 2
+        s = np.einsum("hqd,hkd->hqk", q, np.repeat(k, group, 0)) / 4 + m[:, None, None] * distance
+        p = np.exp(s - s.max(-1, keepdims=True))
+        return 0.1 * (p / p.sum(-1, keepdims=True) @ np.repeat(v, group, 0)).sum()
+
+    values = [x.astype(np.float64) for x in (q, k, v, slope)]
+    random = np.random.default_rng(1)
+    for place, name in enumerate(("dq", "dk", "dv", "dm")):
+        direction = random.standard_normal(values[place].shape)
+        ends = []
+        for sign in (1, -1):
+            moved = list(values)
+            moved[place] = values[place] + sign * 1e-5 * direction
+            ends.append(loss(*moved))
+        slope_along = (ends[0] - ends[1]) / 2e-5
+        got = float((np.load(out[name]).astype(np.float64) * direction).sum())
+        assert abs(got - slope_along) <= 1e-3 * max(1, abs(slope_along)), name
+
+
+def test_ragged_and_paged_equal_dense(tmp_path):
+    random = np.random.default_rng(8)
+    lengths = [7, 40, 0, 33]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    total = int(offsets[-1])
+    q, k, v = (random.standard_normal((total, 2, 8)).astype(np.float32) for _ in range(3))
+    for name, x in (("q", q), ("k", k), ("v", v), ("at", offsets)):
+        np.save(tmp_path / f"{name}.npy", x)
+    done(*flags(tmp_path), "--q-offsets", tmp_path / "at.npy", "--k-offsets", tmp_path / "at.npy",
+         "--mask", "k <= q", "--out", tmp_path / "o.npy", "--lse", tmp_path / "l.npy")
+    got = np.load(tmp_path / "o.npy")
+    assert got.shape == q.shape and np.load(tmp_path / "l.npy").shape == (2, total)
+    # The same keys in pages of 16 that lie backwards.
+    pages = [-(-n // 16) for n in lengths]
+    pool_k, pool_v = (np.full((sum(pages), 2, 16, 8), np.nan, np.float32) for _ in range(2))
+    table = np.full((4, max(pages)), -7, np.int32)
+    free = sum(pages)
+    for b, n in enumerate(lengths):
+        here = slice(offsets[b], offsets[b + 1])
+        for i in range(pages[b]):
+            free -= 1
+            table[b, i] = free
+            for pool, x in ((pool_k, k), (pool_v, v)):
+                part = x[here][i * 16 : (i + 1) * 16].transpose(1, 0, 2)
+                pool[free, :, : part.shape[1]] = part
+    for name, x in (("pk", pool_k), ("pv", pool_v), ("table", table), ("n", np.array(lengths, np.int32))):
+        np.save(tmp_path / f"{name}.npy", x)
+    done("attend", "--q", tmp_path / "q.npy", "--q-offsets", tmp_path / "at.npy", "--k", tmp_path / "pk.npy",
+         "--v", tmp_path / "pv.npy", "--page-table", tmp_path / "table.npy", "--lengths", tmp_path / "n.npy",
+         "--mask", "k <= q", "--out", tmp_path / "p.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), got, atol=1e-6)
+    for b, n in enumerate(lengths):
+        x = [a[offsets[b] : offsets[b + 1]].transpose(1, 0, 2) for a in (q, k, v)]
+        if n:
+            want, _ = softmax_attention(*x, np.tril(np.ones((n, n), bool)))
+            np.testing.assert_allclose(got[offsets[b] : offsets[b + 1]].transpose(1, 0, 2), want, atol=2e-5)
+
+
+def test_real_input_from_safetensors(tmp_path):
+    name = lambda x: f"{DATA}:{x}"  # noqa: E731
+    done("attend", "--q", name("q"), "--k", name("k"), "--v", name("v"), "--out", tmp_path / "o.npy")
+    raw = DATA.read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    begin, end = json.loads(raw[8 : 8 + size])["o"]["data_offsets"]
+    want = np.frombuffer(raw[8 + size + begin : 8 + size + end], np.float32).reshape(1, 12, 327, 32)
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), want, atol=1e-5 * np.abs(want).max())
+
+
+def test_element_types_of_inputs_and_outputs(qkv):
+    folder, q, *_ = qkv
+    done(*flags(folder), "--out", folder / "o.npy")
+    exact = np.load(folder / "o.npy")
+    done(*flags(folder), "--dtype", "f16", "--out-dtype", "f16", "--out", folder / "h.npy")
+    assert np.load(folder / "h.npy").dtype == np.float16
+    np.testing.assert_allclose(np.load(folder / "h.npy"), exact, atol=1e-2)
+    done(*flags(folder), "--dtype", "bf16", "--out-dtype", "bf16", "--out", f"{folder}/b.safetensors:o")
+    raw = (folder / "b.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    assert json.loads(raw[8 : 8 + size])["o"]["dtype"] == "BF16"
+    np.save(folder / "q.npy", q.astype(np.float64))
+    assert "f64" in refused(*flags(folder), "--out", folder / "x.npy")
+    assert ".npy has no bf16" in refused(*flags(folder), "--dtype", "bf16", "--out-dtype", "bf16", "--out",
+                                         folder / "x.npy")
+
+
+def test_dropout_repeats_by_seed(qkv):
+    folder, *_ = qkv
+    one, two, three = (folder / f"{n}.npy" for n in "123")
+    for seed, out, backend in ((4, one, "cpu"), (4, two, "reference"), (5, three, "cpu")):
+        done(*flags(folder), "--dropout", "0.3", "--seed", seed, "--align", "start", "--out", out,
+             "--backend", backend)
+    np.testing.assert_allclose(np.load(one), np.load(two), atol=2e-5)
+    assert np.abs(np.load(one) - np.load(three)).max() > 0.01
+
+
+# --- refusals -----------------------------------------------------------------------------------
+BAD = {
+    "missing file": (["--k", "nowhere.npy"], "nowhere.npy"),
+    "no equals sign": (["--array", "doc"], "NAME=VALUE"),
+    "parse error": (["--mask", "k <= "], "column 6"),
+    "unbound array": (["--mask", "doc[q] == doc[k]"], "doc"),
+    "unread array": (["--mask", "k <= q", "--array", "doc=q.npy"], "doc"),
+    "unread parameter": (["--mask", "k <= q", "--param", "w=3"], "w"),
+    "index out of range": (["--mask", "doc[q] == doc[k]", "--array", "doc=short.npy"], "doc"),
+    "wrong mask type": (["--mask", "k + q"], "bool"),
+    "align missing": (["--mask", "k <= q", "--align", ""], "align"),
+    "bad align": (["--align", "ends"], "nearest: end"),
+    "bad backend": (["--backend", "gpu"], "cuda"),
+    "bad dropout": (["--dropout", "1.5"], "dropout"),
+    "bad dtype": (["--dtype", "f8"], "f16"),
+    "gradient without dout": (["--dq", "dq.npy"], "--dout"),
+    "dout without gradient": (["--dout", "q.npy"], "--dq"),
+    "unknown flag": (["--maks", "k <= q"], "--mask"),
+    "no such folder": (["--lse", "no/such/l.npy"], "no/such/l.npy"),
+    "bad output name": (["--lse", "l.txt"], ".npy"),
+    "same output twice": (["--lse", "o.npy"], "o.npy"),
+    "truncated file": (["--v", "cut.npy"], "cut.npy"),
+    "lying header": (["--v", "lie.npy"], "lie.npy"),
+    "text for a number": (["--scale", "big"], "--scale"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(qkv, case):
+    folder, *_ = qkv
+    np.save(folder / "short.npy", np.arange(8, dtype=np.int32))
+    raw = (folder / "v.npy").read_bytes()
+    (folder / "cut.npy").write_bytes(raw[:-100])
+    (folder / "lie.npy").write_bytes(raw.replace(b"(2, 90, 24), ", b"(2, 90, 9999999999999), ".ljust(13)[:13]))
+    before = sorted(os.listdir(folder))
+    extra, expected = BAD[case]
+    words = ["attend", "--q", "q.npy", "--k", "k.npy", "--v", "v.npy", "--out", "o.npy"]
+    if "--align" not in extra and case != "align missing":
+        extra = [*extra, "--align", "start"]
+    if case == "align missing":
+        extra = extra[:2]
+    for flag in ("--k", "--v"):
+        if flag in extra:
+            at = words.index(flag)
+            del words[at : at + 2]
+    message = refused(*words, *extra, cwd=folder)
+    assert expected in message, message
+    assert sorted(os.listdir(folder)) == before
+    with_json = run(*words, *extra, "--json", cwd=folder)
+    assert with_json.returncode == 2
+    error = json.loads(with_json.stdout)["error"]
+    assert set(error) == {"code", "stage", "message"} and expected in error["message"]
+
+
+def test_no_gpu_is_said(qkv):
+    folder, *_ = qkv
+    message = refused(*flags(folder), "--backend", "cuda", "--out", folder / "o.npy",
+                      env={**os.environ, "UNDIVIDED_CUDA": "none"})
+    assert "cuda" in message.lower() and not (folder / "o.npy").exists()
+
+
+def test_old_outputs_survive_a_failure(qkv):
+    folder, *_ = qkv
+    (folder / "o.npy").write_text("precious")
+    refused(*flags(folder), "--mask", "k <", "--out", folder / "o.npy")
+    assert (folder / "o.npy").read_text() == "precious"
+
+
+def test_a_full_disk_exits_3_and_leaves_nothing(qkv):
+    folder, *_ = qkv
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    (folder / "full.npy").symlink_to("/dev/full")
+    refused(*flags(folder), "--out", folder / "o.npy", "--lse", folder / "full.npy", code=3)
+    assert not (folder / "o.npy").exists()
+
+
+def test_an_interrupt_exits_130_and_leaves_nothing(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((8, 6000, 64), np.float32))
+    x = tmp_path / "x.npy"
+    process = subprocess.Popen([find_program(), "attend", "--q", x, "--k", x, "--v", x, "--backend",
+                                "reference", "--out", tmp_path / "o.npy"], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 20
+    while len(os.listdir(tmp_path)) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert os.listdir(tmp_path) == ["x.npy"]
+    process.stderr.close()
+
+
+# --- the other commands -------------------------------------------------------------------------
+def mask_json(*words):
+    return json.loads(done("mask", *words, "--json").stdout)
+
+
+def test_mask_counts(tmp_path):
+    got = mask_json("--name", "causal()", "--q-len", 200, "--k-len", 200)
+    seconds = got.pop("seconds")
+    assert 0 <= seconds < 60
+    assert got == {"q_len": 200, "k_len": 200, "block": 64, "empty": 6, "partial": 4, "full": 6,
+                   "kept_pairs": 200 * 201 // 2, "rows_without_key": 0}
+    same = mask_json("--mask", "k <= q", "--q-len", 200, "--k-len", 200, "--heads", 3)
+    assert same["kept_pairs"] == 3 * got["kept_pairs"] and same["full"] == 18
+    assert mask_json("--name", "window(5, 0)", "--q-len", 1, "--k-len", 90, "--align", "end")["kept_pairs"] == 6
+    assert mask_json("--mask", "k > q", "--q-len", 9, "--k-len", 9)["rows_without_key"] == 1
+    doc = np.repeat([3, 1, 2], [100, 80, 70])
+    np.save(tmp_path / "doc.npy", doc)
+    words = ["--array", f"doc={tmp_path / 'doc.npy'}", "--q-len", 250, "--k-len", 250]
+    keep = (doc[:, None] == doc[None]) & (np.arange(250)[None] <= np.arange(250)[:, None])
+    by_name = mask_json("--name", "documents(doc) && causal()", *words)
+    assert by_name["kept_pairs"] == keep.sum()
+    blocks = [keep[i : i + 64, j : j + 64] for i in range(0, 250, 64) for j in range(0, 250, 64)]
+    assert by_name["full"] == sum(b.all() for b in blocks)
+    assert by_name["empty"] == sum(not b.any() for b in blocks)
+
+
+def test_mask_pictures(tmp_path):
+    out = done("mask", "--name", "window(2, 0)", "--q-len", 8, "--k-len", 8, "--png", tmp_path / "m.png").stdout
+    rows = out.split("\n")[1:9]
+    assert rows[0].startswith("##.") and rows[7] == ". . . . . ######"
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert "window(LEFT, RIGHT)" in done("mask", "--list").stdout
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--name", "windwo(3)", "--q-len", 8, "--k-len", 8], "nearest: window"),
+        (["--name", "window(x)", "--q-len", 8, "--k-len", 8], "whole number"),
+        (["--name", "causal()", "--q-len", 8], "--k-len"),
+        (["--name", "causal()", "--q-len", 8, "--k-len", 9], "--align"),
+        (["--q-len", 8, "--k-len", 9], "--mask"),
+        (["--name", "causal()", "--q-len", 8, "--k-len", 8, "--png", "m.gif"], ".png"),
+    ],
+)
+def test_mask_refusals(words, expected):
+    assert expected in refused("mask", *words)
+
+
+def test_explain_and_info():
+    got = json.loads(done("explain", "--shape", "1,8,2,256,256,64,64", "--mask", "k <= q", "--json").stdout)
+    assert {"backend", "kernel", "tiles", "splits", "determinism", "flops", "bytes", "floor_seconds", "workspace",
+            "refused"} <= set(got)
+    assert got["backend"] == "cpu"
+    assert all(set(r) == {"backend", "reason", "limit", "got"} for r in got["refused"])
+    assert "--shape" in refused("explain", "--shape", "1,2,3")
+    info = json.loads(done("info", "--json").stdout)
+    assert set(info) == {"version", "commit", "compiler", "cpu", "isa", "threads", "gpus", "nvrtc"}
+    assert "scalar" in info["isa"] and info["threads"] >= 1
+
+
+def test_bench_rows():
+    out = done("bench", "cpu", "--filter", "^decode f32 d64 .* causal$", "--seconds", "0.01", "--json").stdout
+    row = json.loads(out)
+    assert {"name", "backend", "direction", "dtype", "batch", "heads", "kv_heads", "q_len", "k_len", "d", "dv",
+            "mask", "score", "threads", "seconds", "flops", "gflops", "peak_gflops", "of_peak",
+            "machine"} <= set(row)
+    pairs = row["batch"] * row["heads"] * row["q_len"] * row["k_len"]
+    assert row["flops"] == 2 * pairs * (row["d"] + row["dv"])
+    assert row["gflops"] == pytest.approx(row["flops"] / row["seconds"] * 1e-9)
+    assert row["of_peak"] == pytest.approx(row["gflops"] / row["peak_gflops"])
+    assert "--list" in refused("bench", "--filter", "no such row")
+
+
+def test_check_runs_one_case():
+    name = done("check", "--filter", "^forward.f32.d8", "--list").stdout.split("\n")[0]
+    result = json.loads(done("check", name, "--json").stdout)
+    assert {"name", "backend", "kernel", "passed", "skipped", "reason", "max_abs", "limit", "relative_l1", "gain",
+            "bias"} <= set(result)
+    assert result["name"] == name and result["passed"]
+    refused("check", "sideways.f32")
+
+
+def test_demo_writes_a_page_that_needs_nothing(tmp_path):
+    result = done("demo", "--heads", 2, "--tokens", 100, "--dim", 8, "--json", "--report", tmp_path / "r.html")
+    rows = [json.loads(line) for line in result.stdout.strip().split("\n")]
+    forms = {r["form"] for r in rows}
+    assert {"MHA", "GQA", "MQA", "causal", "window", "documents", "ALiBi", "softcap", "ragged", "paged", "dropout",
+            "backward"} <= forms
+    assert all(r["passed"] for r in rows) and len({r["input"] for r in rows}) == 2
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/png;base64,") >= 3 and "<svg" in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and str(ROOT) not in page
+
+
+@pytest.mark.parametrize("command", ["demo", "attend", "check", "bench", "mask", "explain", "info"])
+def test_help_shows_examples(command):
+    assert "examples:" in done(command, "--help").stdout
+    message = refused(command, "--jsno")
+    assert "--json" in message
