@@ -66,7 +66,7 @@ std::vector<Row> rows_of(Backend backend) {
           if (all > 1 && dtype == DType::f32 && d == 128 &&
               (r.mask == "full" || r.mask == "causal")) {
             r.threads = all;
-            r.heads = r.kv_heads = std::max<std::int64_t>(r.heads, all);
+            if (r.kv_heads < all) r.heads = r.kv_heads = all;
             r.bar.reset();
             add(r);
           }
