@@ -38,6 +38,7 @@ struct Spec {
   KvKind kv = KvKind::dense;
   PageClass page = PageClass::none;
   bool q_lengths = false, k_lengths = false;  ///< dense rows with lengths
+  bool shared_pages = false;  ///< a backward in which two places of the page table name one page
   bool aligned = true;                        ///< every base and stride is a multiple of 16 bytes
   bool wide_index = false;                    ///< offsets inside a tensor need 64 bits
   Origin origin = Origin::unread;

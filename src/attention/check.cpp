@@ -78,11 +78,10 @@ void Args::check(const Spec& spec, const Bounds& bounds, const Context& context)
   if (spec.k_lengths) check_lengths("K lengths", a.kv.lengths, a.kv.k.size(2));
   if (spec.kv == KvKind::paged) {
     const std::int64_t size = a.kv.k.size(2);
-    check_lengths(
-        "K lengths", a.kv.lengths, std::min(bounds.max_k_len, a.kv.page_table.size(1) * size));
+    check_lengths("K lengths", a.kv.lengths, std::min(bounds.max_k_len, page_slots(a.kv) * size));
     for (std::int64_t b = 0; b < batch_of(spec, a); ++b)
       for (std::int64_t i = 0; i * size < index_at(a.kv.lengths, b); ++i) {
-        const std::int64_t page = index_at(a.kv.page_table.selected(0, b), i);
+        const std::int64_t page = page_of(a.kv, b, i);
         if (page < 0 || page >= a.kv.k.size(0))
           refuse("page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, a.kv.k.size(0) - 1);
       }

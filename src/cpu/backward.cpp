@@ -218,9 +218,8 @@ struct Backward::Call {
     bool shared = false;
     for (std::int64_t b = 0; b < run.batch; ++b) {
       const Sequence s = sequence(run.spec, run.args, b);
-      const View row = kv.page_table.selected(0, b);
       for (std::int64_t i = 0; i * kv.k.size(2) < s.k_len; ++i) {
-        std::uint8_t& seen = fixed.pages[index_at(row, i)];
+        std::uint8_t& seen = fixed.pages[page_of(kv, b, i)];
         shared |= seen != 0;
         seen = 1;
       }

@@ -41,15 +41,14 @@ void check_length(const char* name, std::int64_t b, std::int64_t n, std::int64_t
 
 void check_pages(const Kv& kv, std::int64_t b, std::int64_t k_len) {
   const std::int64_t pages = kv.k.size(0), size = kv.k.size(2);
-  if (k_len > kv.page_table.size(1) * size)
+  if (k_len > page_slots(kv) * size)
     refuse("K length {} is {}; its {} page table entries hold {} tokens",
            b,
            k_len,
-           kv.page_table.size(1),
-           kv.page_table.size(1) * size);
-  const View row = kv.page_table.selected(0, b);
+           page_slots(kv),
+           page_slots(kv) * size);
   for (std::int64_t i = 0; i * size < k_len; ++i) {
-    const std::int64_t page = index_at(row, i);
+    const std::int64_t page = page_of(kv, b, i);
     if (page < 0 || page >= pages)
       refuse("page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, pages - 1);
   }

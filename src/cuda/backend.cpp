@@ -90,6 +90,10 @@ Support support_spec(const Spec& s, const Bounds& b) {
   for (const Support& program :
        {check_program("mask", s.mask.get()), check_program("score", s.score.get())})
     if (!program.ok) return program;
+  if (s.shared_pages && (s.want_dk || s.want_dv))
+    return Support::no("gradients of a page that two sequences share cannot be summed on CUDA",
+                       "pages of one sequence each, or no gradients of K and V",
+                       "shared pages");
   if (s.op == Operation::backward && s.captured && s.determinism != Determinism::fast)
     return Support::no("gradients of captured arrays are added by atomics on CUDA",
                        "determinism fast, or no gradients of captured arrays",

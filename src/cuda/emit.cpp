@@ -150,7 +150,9 @@ void expand(std::string_view text,
       out += '\n';
     } else if (line.rfind("#include", 0) == 0) {
       const std::size_t close = line.rfind('"');
-      const std::string name(line.substr(include_mark.size(), close - include_mark.size()));
+      std::string name(line.substr(include_mark.size(), close - include_mark.size()));
+      if (name.rfind("cuda/", 0) == 0)
+        name.erase(0, 5);  // shared headers are named as the host does
       const EmbeddedFile* found = line.rfind(include_mark, 0) == 0 ? find_embedded(name) : nullptr;
       if (!found)
         throw Error(

@@ -165,16 +165,11 @@ void fill_problem(const Spec& spec, const Bounds& bounds, const Args& a, Params&
       p.total_k = k.size(0);
       p.max_k_len = bound(p.total_k, a.kv.max_length, bounds.max_k_len);
       break;
-    case KvKind::paged: {
-      const View& table = a.kv.page_table;
-      p.page_size = to_int(k.size(2));
-      p.pages = to_int(k.size(0));
-      p.page_slots = to_int(table.size(1));
-      p.page_table = {table.data, table.stride[1], table.dtype == DType::i64};
-      p.page_table_batch = table.stride[0];
-      p.max_k_len = bound(table.size(1) * k.size(2), a.kv.max_length, bounds.max_k_len);
+    case KvKind::paged:
+      p.pages = page_map(a.kv);
+      p.max_k_len =
+          bound(std::int64_t{p.pages.slots} * p.pages.size, a.kv.max_length, bounds.max_k_len);
       break;
-    }
   }
   p.q_offsets = indices(a.q.offsets);
   p.k_offsets = indices(a.kv.offsets);

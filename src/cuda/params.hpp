@@ -16,6 +16,8 @@
 // the pool, captured indices to the array and captured integers to their declared range.
 #pragma once
 
+#include "cuda/page_map.hpp"
+
 namespace undivided::cuda {
 
 /// A strided tensor of tokens. Strides count elements; the dim stride is 1. Dense and paged: batch
@@ -92,9 +94,7 @@ struct Params {
   int max_k_len;  // bound of k_len: dense: the extent of K; else the bound
   long long total_q, total_k;  // packed rows (ragged), else unused
   IndexRef q_offsets, q_lengths, k_offsets, k_lengths;
-  IndexRef page_table;               // stride: of its slots
-  long long page_table_batch;        // stride of its rows
-  int page_size, pages, page_slots;  // page_slots: entries of one table row
+  PageMap pages;  // paged keys
   int origin;                        // OriginMode
   IndexRef q_origin, k_origin;
 

@@ -280,6 +280,7 @@ Problem resolve_backward(const Rows& dout,
   if (spec.out_dtype != spec.dtype && spec.out_dtype != DType::f32)
     refuse(
         "gradient_dtype is {}; {} or f32 is allowed", name_of(spec.out_dtype), name_of(spec.dtype));
+  spec.shared_pages = r.shares_pages();
   spec.want_dq = backward.q;
   spec.want_dk = backward.k;
   spec.want_dv = backward.v;

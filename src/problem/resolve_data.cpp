@@ -3,6 +3,7 @@
 #include "problem/resolve_data.hpp"
 
 #include <algorithm>
+#include <vector>
 
 #include "problem/sequence.hpp"
 
@@ -215,7 +216,7 @@ void DataResolver::pages(std::int64_t batch) {
   if (kv.page_table.dtype != DType::i32 && kv.page_table.dtype != DType::i64)
     refuse("the page table is {}; i32 or i64 is allowed", name_of(kv.page_table.dtype));
   want_index("K lengths", kv.lengths, batch, problem.device);
-  const std::int64_t size = kv.k.size(2), most = kv.page_table.size(1) * size;
+  const std::int64_t size = kv.k.size(2), most = page_slots(kv) * size;
   if (size < 1) refuse("pages of 0 tokens are not allowed");
   bounds.pages = kv.k.size(0);
   std::int64_t longest = kv.max_length ? std::min(kv.max_length, most) : most;
@@ -229,7 +230,7 @@ void DataResolver::pages(std::int64_t batch) {
   if (!on_host(kv.page_table) || !on_host(kv.lengths)) return;
   for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t i = 0; i * size < index_at(kv.lengths, b); ++i) {
-      const std::int64_t page = index_at(kv.page_table.selected(0, b), i);
+      const std::int64_t page = page_of(kv, b, i);
       if (page < 0 || page >= bounds.pages)
         refuse("page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, bounds.pages - 1);
     }
@@ -240,6 +241,19 @@ bool DataResolver::lengths_on_host() const {
          (!args.q.lengths || on_host(args.q.lengths)) &&
          (!args.kv.offsets || on_host(args.kv.offsets)) &&
          (!args.kv.lengths || on_host(args.kv.lengths));
+}
+
+bool DataResolver::shares_pages() const {
+  const Kv& kv = args.kv;
+  if (spec.kv != KvKind::paged || !on_host(kv.page_table) || !on_host(kv.lengths)) return false;
+  std::vector<char> seen(static_cast<std::size_t>(kv.k.size(0)), 0);
+  for (std::int64_t b = 0; b < bounds.batch; ++b)
+    for (std::int64_t i = 0; i * kv.k.size(2) < index_at(kv.lengths, b); ++i) {
+      char& page = seen[static_cast<std::size_t>(page_of(kv, b, i))];
+      if (page) return true;
+      page = 1;
+    }
+  return false;
 }
 
 }  // namespace undivided

@@ -35,6 +35,7 @@ class DataResolver {
   void shapes();
   void lengths();
   bool lengths_on_host() const;
+  bool shares_pages() const;  ///< false when the table cannot be read here
 
  private:
   void pages(std::int64_t batch);

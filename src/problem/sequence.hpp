@@ -65,6 +65,13 @@ inline std::byte* row_address(const Spec& spec,
   return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
 }
 
+/// The page of a sequence's slot: tokens [slot * size, (slot + 1) * size). Every reading of a page
+/// table on the host goes through here.
+inline std::int64_t page_slots(const Kv& kv) { return kv.page_table.size(1); }
+inline std::int64_t page_of(const Kv& kv, std::int64_t b, std::int64_t slot) {
+  return index_at(kv.page_table.selected(0, b), slot);
+}
+
 /// Address of a row of K, V, dK or dV, and how many following tokens share its token stride.
 struct KeyRun {
   std::byte* data = nullptr;
@@ -89,10 +96,7 @@ inline KeyRun key_run(const Spec& spec,
             v.stride[2] * bytes,
             s.k_len - j};
   const std::int64_t size = v.size(2), slot = j / size, in_page = j % size;
-  const View& t = kv.page_table;
-  const std::int64_t at = b * t.stride[0] + slot * t.stride[1];
-  const std::int64_t page = t.dtype == DType::i32 ? static_cast<const std::int32_t*>(t.data)[at]
-                                                  : static_cast<const std::int64_t*>(t.data)[at];
+  const std::int64_t page = page_of(kv, b, slot);
   return {base + (page * v.stride[0] + h * v.stride[1] + in_page * v.stride[2]) * bytes,
           v.stride[2] * bytes,
           std::min(size - in_page, s.k_len - j)};

@@ -23,6 +23,7 @@ auto fields(const Spec& s) {
                   s.page,
                   s.q_lengths,
                   s.k_lengths,
+                  s.shared_pages,
                   s.aligned,
                   s.wide_index,
                   s.origin,

@@ -91,13 +91,9 @@ __device__ long long key_offset(
   } else if constexpr (C::kv == KvKind::dense) {
     return b * m.batch + h * m.head + j * m.token;
   } else {
-    const unsigned size = static_cast<unsigned>(p.page_size);
+    const unsigned size = static_cast<unsigned>(p.pages.size);
     const unsigned slot = static_cast<unsigned>(j) / size, inside = static_cast<unsigned>(j) % size;
-    const long long at =
-        b * p.page_table_batch + minimum<long long>(slot, p.page_slots - 1) * p.page_table.stride;
-    const long long page = p.page_table.wide ? static_cast<const long long*>(p.page_table.data)[at]
-                                             : static_cast<const int*>(p.page_table.data)[at];
-    return bounded(page, p.pages - 1) * m.batch + h * m.head + inside * m.token;
+    return p.pages.page(b, slot) * m.batch + h * m.head + inside * m.token;
   }
 }
 
