@@ -125,5 +125,42 @@ TEST(T5Bias, RefusesATableThatHasNoLogarithmicPart) {
               testing::ThrowsMessage<Error>(testing::HasSubstr("at least 4 buckets")));
 }
 
+/// Three sequences that begin with two shared pages, and the same by the ordinary table.
+struct SharedPrefix {
+  static constexpr std::int64_t size = 16, batch = 3, heads = 2, dim = 8;
+  std::vector<std::int32_t> shared{5, 1}, table{0, 2, -9, 3, 4, 6, 7, 1 << 30, -1},
+      lengths{50, 80, 20};
+  std::vector<std::int32_t> whole{5, 1, 0, 2, 8, 5, 1, 3, 4, 6, 5, 1, 8, 8, 8};
+  Tensor k = normal({9, heads, size, dim}, 1), v = normal({9, heads, size, dim}, 2);
+  Tensor q = normal({batch, 4, 30, dim}, 3);
+  Kv pages() {
+    return paged(
+        k, v, view(shared.data(), {2}), view(table.data(), {3, 3}), view(lengths.data(), {3}));
+  }
+  Kv ordinary() { return paged(k, v, view(whole.data(), {3, 5}), view(lengths.data(), {3})); }
+};
+
+TEST(SharedPagedPrefix, EqualsTheTableThatRepeatsIt) {
+  SharedPrefix p;
+  const Options options{.mask = causal(), .align = Align::end};
+  const Forward a = attention(Rows(p.q), p.pages(), options),
+                b = attention(Rows(p.q), p.ordinary(), options);
+  EXPECT_EQ(largest_difference(a.o, b.o), 0);
+  EXPECT_LT(largest_difference(a.o, reference(Rows(p.q), p.pages(), options).o), 1e-5);
+  const Tensor dout = normal({p.batch, 4, 30, p.dim}, 4);
+  const Gradients ga = attention_backward(Rows(dout), Rows(p.q), p.pages(), a);
+  const Gradients oracle = reference_backward(Rows(dout), Rows(p.q), p.ordinary(), options);
+  EXPECT_LT(largest_difference(ga.k, oracle.k),
+            3e-5);  // the shared pages hold the sum over sequences
+  EXPECT_LT(largest_difference(ga.v, oracle.v), 3e-5);
+}
+
+TEST(SharedPagedPrefix, RefusesAPageThatDoesNotExist) {
+  SharedPrefix p;
+  p.shared[1] = 9;
+  EXPECT_THAT([&] { attention(Rows(p.q), p.pages()); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("is 9; pages 0 to 8 exist")));
+}
+
 }  // namespace
 }  // namespace undivided

@@ -38,15 +38,20 @@ struct Kv {
   View k;  ///< dense [batch, kv head, token, dim], ragged [total, kv head, dim], paged [page, kv
            ///< head, token, dim]
   View v;  ///< the same with dim Dv
-  View offsets;     ///< ragged: i32 or i64 [batch + 1]
-  View lengths;     ///< paged (required) or dense (optional): i32 or i64 [batch]
-  View page_table;  ///< paged: i32 or i64 [batch, max pages]; entries past a length are ignored
+  View offsets;       ///< ragged: i32 or i64 [batch + 1]
+  View lengths;       ///< paged (required) or dense (optional): i32 or i64 [batch]
+  View page_table;    ///< paged: i32 or i64 [batch, max pages]; entries past a length are ignored
+  View prefix_table;  ///< paged, optional: i32 or i64 [prefix pages], the first pages of every
+                      ///< sequence
   std::int64_t max_length =
       0;  ///< ragged or paged on a device: an upper bound (0: what the shapes allow)
 };
 Kv dense(View k, View v);
 Kv ragged(View k, View v, View offsets);
 Kv paged(View k_pool, View v_pool, View page_table, View lengths);
+/// Every sequence begins with the same whole pages (a system prompt, say); page_table holds the
+/// pages after them, and lengths count both.
+Kv paged(View k_pool, View v_pool, View prefix_table, View page_table, View lengths);
 
 /// Where position 0 is. `start`: the first query meets the first key. `end`: the last query meets
 /// the last key, so query 0 is at k_len - q_len.

@@ -49,18 +49,6 @@ Tensor to_host(const View& device, const Context& context) {
   return here;
 }
 
-template <class F>
-void for_each_index(Args& a, F&& visit) {
-  for (View* v : {&a.q.offsets,
-                  &a.q.lengths,
-                  &a.kv.offsets,
-                  &a.kv.lengths,
-                  &a.kv.page_table,
-                  &a.q_origin,
-                  &a.k_origin})
-    if (*v) visit(*v);
-}
-
 /// The same program with its arrays elsewhere.
 template <class F>
 std::shared_ptr<const BoundProgram> with_arrays(const BoundProgram& bound,
@@ -122,7 +110,7 @@ Tensor allocate(const Context& context,
 }
 
 void move_to_device(Problem& p, const Context& context, std::vector<Tensor>& keep) {
-  for_each_index(p.args, [&](View& v) {
+  for_each_index(p.args, [&](const char*, View& v) {
     if (v.device.kind != Device::Kind::cpu) return;
     keep.push_back(to_device(v, p.device, context));
     v = keep.back();
@@ -138,7 +126,7 @@ void move_to_device(Problem& p, const Context& context, std::vector<Tensor>& kee
 }
 
 Problem on_host(Problem p, const Context& context, std::vector<Tensor>& keep) {
-  for_each_index(p.args, [&](View& v) {
+  for_each_index(p.args, [&](const char*, View& v) {
     if (v.device.kind == Device::Kind::cpu) return;
     keep.push_back(to_host(v, context));
     v = keep.back();

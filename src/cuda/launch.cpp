@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "core/philox.hpp"
+#include "problem/sequence.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::cuda {
@@ -120,15 +121,9 @@ IndexRef indices(const View& v) {
 }
 
 void fill_problem(const Spec& spec, const Bounds& bounds, const Args& a, Params& p) {
-  for (const auto& [what, view] : {std::pair{"q offsets", &a.q.offsets},
-                                   std::pair{"q lengths", &a.q.lengths},
-                                   std::pair{"k offsets", &a.kv.offsets},
-                                   std::pair{"k lengths", &a.kv.lengths},
-                                   std::pair{"the page table", &a.kv.page_table},
-                                   std::pair{"q_origin", &a.q_origin},
-                                   std::pair{"k_origin", &a.k_origin},
-                                   std::pair{"sink", &a.sink},
-                                   std::pair{"seed_view", &a.seed_view}})
+  for_each_index(a, [](const char* what, const View& v) { on_device(what, v); });
+  for (const auto& [what, view] :
+       {std::pair{"sink", &a.sink}, std::pair{"seed_view", &a.seed_view}})
     on_device(what, *view);
   if (spec.aligned)
     for (const auto& [what, view] : {std::pair{"Q", &a.q.data},

@@ -216,6 +216,8 @@ void DataResolver::pages(std::int64_t batch) {
   if (kv.page_table.dtype != DType::i32 && kv.page_table.dtype != DType::i64)
     refuse("the page table is {}; i32 or i64 is allowed", name_of(kv.page_table.dtype));
   want_index("K lengths", kv.lengths, batch, problem.device);
+  if (kv.prefix_table)
+    want_index("the prefix table", kv.prefix_table, kv.prefix_table.size(0), problem.device);
   const std::int64_t size = kv.k.size(2), most = page_slots(kv) * size;
   if (size < 1) refuse("pages of 0 tokens are not allowed");
   bounds.pages = kv.k.size(0);
@@ -227,7 +229,7 @@ void DataResolver::pages(std::int64_t batch) {
               : size == 32   ? PageClass::of_32
               : size == 16   ? PageClass::of_16
                              : PageClass::other;
-  if (!on_host(kv.page_table) || !on_host(kv.lengths)) return;
+  if (!tables_on_host()) return;
   for (std::int64_t b = 0; b < batch; ++b)
     for (std::int64_t i = 0; i * size < index_at(kv.lengths, b); ++i) {
       const std::int64_t page = page_of(kv, b, i);
@@ -243,9 +245,14 @@ bool DataResolver::lengths_on_host() const {
          (!args.kv.lengths || on_host(args.kv.lengths));
 }
 
+bool DataResolver::tables_on_host() const {
+  return on_host(args.kv.page_table) && on_host(args.kv.lengths) && on_host(args.kv.prefix_table);
+}
+
 bool DataResolver::shares_pages() const {
   const Kv& kv = args.kv;
-  if (spec.kv != KvKind::paged || !on_host(kv.page_table) || !on_host(kv.lengths)) return false;
+  if (spec.kv != KvKind::paged) return false;
+  if (!tables_on_host()) return kv.prefix_table && bounds.batch > 1;
   std::vector<char> seen(static_cast<std::size_t>(kv.k.size(0)), 0);
   for (std::int64_t b = 0; b < bounds.batch; ++b)
     for (std::int64_t i = 0; i * kv.k.size(2) < index_at(kv.lengths, b); ++i) {

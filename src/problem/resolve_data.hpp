@@ -35,9 +35,10 @@ class DataResolver {
   void shapes();
   void lengths();
   bool lengths_on_host() const;
-  bool shares_pages() const;  ///< false when the table cannot be read here
+  bool shares_pages() const;  ///< a table on a device is believed to share only its prefix
 
  private:
+  bool tables_on_host() const;
   void pages(std::int64_t batch);
 };
 

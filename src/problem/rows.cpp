@@ -32,4 +32,10 @@ Kv paged(View k_pool, View v_pool, View page_table, View lengths) {
   return kv;
 }
 
+Kv paged(View k_pool, View v_pool, View prefix_table, View page_table, View lengths) {
+  Kv kv = paged(k_pool, v_pool, page_table, lengths);
+  kv.prefix_table = prefix_table;
+  return kv;
+}
+
 }  // namespace undivided

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "undivided/plan.hpp"
 
@@ -14,6 +15,20 @@ namespace undivided {
 inline std::int64_t index_at(const View& v, std::int64_t i) {
   return v.dtype == DType::i32 ? static_cast<const std::int32_t*>(v.data)[i * v.step(0)]
                                : static_cast<const std::int64_t*>(v.data)[i * v.step(0)];
+}
+
+/// Every index array that Args may carry: lengths, offsets, tables, origins.
+template <class A, class F>
+void for_each_index(A& a, F&& visit) {
+  for (const auto& [name, v] : {std::pair{"q offsets", &a.q.offsets},
+                                std::pair{"q lengths", &a.q.lengths},
+                                std::pair{"k offsets", &a.kv.offsets},
+                                std::pair{"k lengths", &a.kv.lengths},
+                                std::pair{"the page table", &a.kv.page_table},
+                                std::pair{"the prefix table", &a.kv.prefix_table},
+                                std::pair{"q_origin", &a.q_origin},
+                                std::pair{"k_origin", &a.k_origin}})
+    if (*v) visit(name, *v);
 }
 
 struct Sequence {
@@ -67,9 +82,14 @@ inline std::byte* row_address(const Spec& spec,
 
 /// The page of a sequence's slot: tokens [slot * size, (slot + 1) * size). Every reading of a page
 /// table on the host goes through here.
-inline std::int64_t page_slots(const Kv& kv) { return kv.page_table.size(1); }
+inline std::int64_t prefix_slots(const Kv& kv) {
+  return kv.prefix_table ? kv.prefix_table.size(0) : 0;
+}
+inline std::int64_t page_slots(const Kv& kv) { return prefix_slots(kv) + kv.page_table.size(1); }
 inline std::int64_t page_of(const Kv& kv, std::int64_t b, std::int64_t slot) {
-  return index_at(kv.page_table.selected(0, b), slot);
+  const std::int64_t prefix = prefix_slots(kv);
+  if (slot < prefix) return index_at(kv.prefix_table, slot);
+  return index_at(kv.page_table.selected(0, b), slot - prefix);
 }
 
 /// Address of a row of K, V, dK or dV, and how many following tokens share its token stride.
