@@ -9,4 +9,5 @@
 #include "undivided/mask_plan.hpp"
 #include "undivided/plan.hpp"
 #include "undivided/tensor.hpp"
+#include "undivided/variants.hpp"
 #include "undivided/version.hpp"

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// The epilogues of differential attention. With x = o1 - lambda o2, r = (mean x^2 + eps)^-1/2 and
+// a = gain * weight * dy:  dx = r a - x r^3 mean(a x),  d1 = dx,  d2 = -lambda dx.
+#include "attention/differential_rows.hpp"
+
+#include <cmath>
+#include <cstddef>
+
+namespace undivided {
+namespace {
+
+template <class T>
+T* row(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
+  return static_cast<T*>(v.data) + b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+}
+
+/// fn(batch, head, index of the pair) for every head of every batch item.
+template <class F>
+void for_each_head(const View& v, Executor& executor, F&& fn) {
+  const std::int64_t heads = v.size(1);
+  executor.parallel_for(v.size(0) * heads,
+                        [&](std::int64_t n, int) { fn(n / heads, n % heads, n); });
+}
+
+double weight_at(const DifferenceNorm& norm, std::int64_t c) {
+  return norm.weight.empty() ? 1.0 : norm.weight[static_cast<std::size_t>(c)];
+}
+
+double scalar(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
+  return load_element(v.dtype, v.at({b, h, i}));
+}
+
+template <class T>
+double inverse_rms(const DifferenceNorm& norm, const T* a, const T* b, std::int64_t dim) {
+  double sum = 0;
+  for (std::int64_t c = 0; c < dim; ++c) {
+    const double x = a[c] - norm.lambda * b[c];
+    sum += x * x;
+  }
+  return 1 / std::sqrt(sum / static_cast<double>(dim) + norm.eps);
+}
+
+template <class T>
+void norm_forward(
+    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor) {
+  const std::int64_t dim = o1.size(3);
+  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
+    for (std::int64_t i = 0; i < o1.size(2); ++i) {
+      const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i);
+      T* out = row<T>(y, b, h, i);
+      const double r = inverse_rms(norm, p, q, dim) * norm.gain;
+      for (std::int64_t c = 0; c < dim; ++c)
+        out[c] = static_cast<T>(r * weight_at(norm, c) * (p[c] - norm.lambda * q[c]));
+    }
+  });
+}
+
+template <class T>
+DifferenceNormGradient norm_backward(const DifferenceNorm& norm,
+                                     const View& dy,
+                                     const View& o1,
+                                     const View& o2,
+                                     const View& d1,
+                                     const View& d2,
+                                     Executor& executor) {
+  const std::int64_t dim = o1.size(3), heads = o1.size(0) * o1.size(1);
+  const auto width = static_cast<std::size_t>(dim + 1);  // the weight's gradient, then lambda's
+  std::vector<double> parts(static_cast<std::size_t>(heads) * width);
+  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t n) {
+    double* part = parts.data() + static_cast<std::size_t>(n) * width;
+    for (std::int64_t i = 0; i < o1.size(2); ++i) {
+      const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i), *g = row<T>(dy, b, h, i);
+      T *to1 = row<T>(d1, b, h, i), *to2 = row<T>(d2, b, h, i);
+      const double r = inverse_rms(norm, p, q, dim);
+      double inner = 0;
+      for (std::int64_t c = 0; c < dim; ++c) {
+        const double x = p[c] - norm.lambda * q[c];
+        inner += norm.gain * weight_at(norm, c) * g[c] * x;
+        part[c] += norm.gain * r * x * g[c];
+      }
+      inner *= r * r * r / static_cast<double>(dim);
+      for (std::int64_t c = 0; c < dim; ++c) {
+        const double x = p[c] - norm.lambda * q[c];
+        const double dx = r * norm.gain * weight_at(norm, c) * g[c] - x * inner;
+        part[dim] -= dx * q[c];
+        to1[c] = static_cast<T>(dx);
+        to2[c] = static_cast<T>(-norm.lambda * dx);
+      }
+    }
+  });
+  DifferenceNormGradient sum{0, std::vector<double>(static_cast<std::size_t>(dim))};
+  for (std::size_t n = 0; n < static_cast<std::size_t>(heads); ++n) {
+    for (std::size_t c = 0; c + 1 < width; ++c) sum.weight[c] += parts[n * width + c];
+    sum.lambda += parts[n * width + width - 1];
+  }
+  return sum;
+}
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+template <class T>
+void sigmoid_forward(
+    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor) {
+  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
+    for (std::int64_t i = 0; i < o1.size(2); ++i) {
+      const double s = sigmoid(scalar(logits, b, h, i));
+      const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i);
+      T* out = row<T>(y, b, h, i);
+      for (std::int64_t c = 0; c < o1.size(3); ++c) out[c] = static_cast<T>(p[c] - s * q[c]);
+    }
+  });
+}
+
+template <class T>
+void sigmoid_backward(const View& logits,
+                      const View& dy,
+                      const View& o2,
+                      const View& d1,
+                      const View& d2,
+                      const View& dlogits,
+                      Executor& executor) {
+  for_each_head(o2, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
+    for (std::int64_t i = 0; i < o2.size(2); ++i) {
+      const double s = sigmoid(scalar(logits, b, h, i));
+      const T *q = row<T>(o2, b, h, i), *g = row<T>(dy, b, h, i);
+      T *to1 = row<T>(d1, b, h, i), *to2 = row<T>(d2, b, h, i);
+      double dot = 0;
+      for (std::int64_t c = 0; c < o2.size(3); ++c) {
+        dot += static_cast<double>(g[c]) * q[c];
+        to1[c] = g[c];
+        to2[c] = static_cast<T>(-s * g[c]);
+      }
+      store_element(dlogits.dtype, dlogits.at({b, h, i}), -s * (1 - s) * dot);
+    }
+  });
+}
+
+}  // namespace
+
+void difference_norm(
+    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor) {
+  (o1.dtype == DType::f64 ? norm_forward<double> : norm_forward<float>)(norm, o1, o2, y, executor);
+}
+
+DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
+                                                const View& dy,
+                                                const View& o1,
+                                                const View& o2,
+                                                const View& d1,
+                                                const View& d2,
+                                                Executor& executor) {
+  return (o1.dtype == DType::f64 ? norm_backward<double>
+                                 : norm_backward<float>)(norm, dy, o1, o2, d1, d2, executor);
+}
+
+void sigmoid_difference(
+    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor) {
+  (o1.dtype == DType::f64 ? sigmoid_forward<double>
+                          : sigmoid_forward<float>)(logits, o1, o2, y, executor);
+}
+
+void sigmoid_difference_backward(const View& logits,
+                                 const View& dy,
+                                 const View& o2,
+                                 const View& d1,
+                                 const View& d2,
+                                 const View& dlogits,
+                                 Executor& executor) {
+  (o2.dtype == DType::f64 ? sigmoid_backward<double>
+                          : sigmoid_backward<float>)(logits, dy, o2, d1, d2, dlogits, executor);
+}
+
+}  // namespace undivided

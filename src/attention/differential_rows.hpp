@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// The epilogues of differential attention on the host, one row of one head at a time.
+#pragma once
+
+#include <vector>
+
+#include "undivided/context.hpp"
+#include "undivided/tensor.hpp"
+
+namespace undivided {
+
+/// y = gain * weight * RMSNorm(o1 - lambda o2), over the last axis. (Ye et al. 2024, eq. 2 and 3.)
+struct DifferenceNorm {
+  double lambda = 0, gain = 1, eps = 0;
+  std::vector<double> weight;  // [Dv], or empty for ones
+};
+
+// Views are on the host, [batch, head, token, Dv], with unit last stride, all f32 or all f64.
+
+void difference_norm(
+    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor);
+
+struct DifferenceNormGradient {
+  double lambda = 0;
+  std::vector<double> weight;  // [Dv]
+};
+/// Writes the gradients of o1 and o2; those of lambda and the weight are summed in a fixed order.
+DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
+                                                const View& dy,
+                                                const View& o1,
+                                                const View& o2,
+                                                const View& d1,
+                                                const View& d2,
+                                                Executor& executor);
+
+/// y = o1 - sigmoid(logit) o2; logits are f32 or f64 [batch, head, token].
+void sigmoid_difference(
+    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor);
+void sigmoid_difference_backward(const View& logits,
+                                 const View& dy,
+                                 const View& o2,
+                                 const View& d1,
+                                 const View& d2,
+                                 const View& dlogits,
+                                 Executor& executor);
+
+}  // namespace undivided
