@@ -99,8 +99,9 @@ class Sdpa : public testing::TestWithParam<Golden> {
 
 TEST_P(Sdpa, OracleGivesEveryDigit) {
   const DType t = DType::f64;
-  const Kv kv = dense(k(t), v(t));
-  expect(reference(q(t), kv, options), reference_backward(Rows(dout(t)), q(t), kv, options), 1e-9);
+  const Tensor q64 = q(t), k64 = k(t), v64 = v(t), dout64 = dout(t);
+  const Kv kv = dense(k64, v64);
+  expect(reference(q64, kv, options), reference_backward(Rows(dout64), q64, kv, options), 1e-9);
 }
 
 TEST_P(Sdpa, CpuGivesWhatFloatCanHold) {
