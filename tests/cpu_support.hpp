@@ -2,6 +2,7 @@
 // Random problems for the CPU tests, and their answers from the oracle.
 #pragma once
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
