@@ -63,6 +63,18 @@ foreach(area IN LISTS areas)
            --gtest_output=xml:${PROJECT_BINARY_DIR}/results/test_${area}.xml)
 endforeach()
 
+# The C face, from plain C.
+file(GLOB c_test_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*_test.c)
+foreach(source IN LISTS c_test_sources)
+  get_filename_component(name ${source} NAME_WE)
+  string(REGEX REPLACE "_test$" "" name ${name})
+  add_executable(test_${name} ${source})
+  set_target_properties(test_${name} PROPERTIES C_STANDARD 11)
+  undivided_settings(test_${name})
+  target_link_libraries(test_${name} PRIVATE undivided m)
+  add_test(NAME test_${name} COMMAND test_${name})
+endforeach()
+
 # Fuzzers need clang's libFuzzer; every build replays what they found before.
 option(UNDIVIDED_FUZZ "Build the parser fuzzers (clang only)" OFF)
 file(GLOB fuzz_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/fuzz/*_fuzz.cpp)

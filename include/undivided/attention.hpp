@@ -113,7 +113,7 @@ Forward attention(const View& q,
 
 /// Where attention_into writes; views not given are not written. Shapes as in Forward.
 struct Outputs {
-  View o, lse, max_logit, key_mass;
+  View o{}, lse{}, max_logit{}, key_mass{};
 };
 void attention_into(const Outputs& out,
                     const Rows& q,

@@ -77,6 +77,7 @@ typedef struct undivided_kv {
   const undivided_view* offsets;
   const undivided_view* lengths;
   const undivided_view* page_table;
+  const undivided_view* prefix_table; /* paged, optional: the first pages of every sequence */
   int64_t max_length;
 } undivided_kv;
 

@@ -92,6 +92,7 @@ Kv kv(const undivided_kv* k) {
   out.offsets = view("kv.offsets", k->offsets);
   out.lengths = view("kv.lengths", k->lengths);
   out.page_table = view("page_table", k->page_table);
+  out.prefix_table = view("prefix_table", k->prefix_table);
   out.max_length = k->max_length;
   return out;
 }
