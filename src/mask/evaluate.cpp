@@ -56,8 +56,24 @@ void compare(Op op, const T* a, const T* b, std::int32_t* out, int width) {
 
 }  // namespace
 
-RowEvaluator::RowEvaluator(const BoundProgram& mask) : bound_(&mask.bound) {
-  const expr::Program& p = *mask.program;
+std::uint64_t packed(const std::int32_t* values) {
+  std::array<std::uint8_t, RowEvaluator::lanes> bytes;
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::uint8_t>(values[i]);
+  return packed(bytes.data());
+}
+
+// Eight bytes of 0 or 1 become eight bits: the product moves byte i to bit 56 + i.
+std::uint64_t packed(const std::uint8_t* bytes) {
+  std::uint64_t word = 0;
+  for (int i = 0; i < 8; ++i) {
+    std::uint64_t eight = 0;
+    for (int j = 0; j < 8; ++j) eight |= std::uint64_t{bytes[8 * i + j]} << (8 * j);
+    word |= (eight * 0x0102040810204080ull >> 56) << (8 * i);
+  }
+  return word;
+}
+
+RowEvaluator::RowEvaluator(const expr::Program& p, const expr::Bound& bound) : bound_(&bound) {
   std::vector<Rate> rates(p.nodes.size());
   std::vector<std::int32_t> at(p.nodes.size());
   std::int32_t int_count = 0, real_count = 0;
@@ -80,7 +96,7 @@ RowEvaluator::RowEvaluator(const BoundProgram& mask) : bound_(&mask.bound) {
                                         : element_;
     steps.push_back(step);
   }
-  root_ = at[static_cast<std::size_t>(p.roots[0])];
+  for (const std::int32_t root : p.roots) roots_.push_back(at[static_cast<std::size_t>(root)]);
   ints_.resize(std::size_t{lanes} * static_cast<std::size_t>(int_count));
   reals_.resize(std::size_t{lanes} * static_cast<std::size_t>(real_count));
 }
@@ -103,9 +119,7 @@ std::uint64_t RowEvaluator::row(std::int64_t q) {
   at_point_.q = q;
   run(query_, 1);
   run(element_, lanes);
-  const std::int32_t* value = ints(root_);
-  std::uint64_t word = 0;
-  for (int i = 0; i < lanes; ++i) word |= static_cast<std::uint64_t>(value[i] & 1) << i;
+  const std::uint64_t word = packed(ints(roots_[0]));
   return count_ == lanes ? word : word & ((std::uint64_t{1} << count_) - 1);
 }
 

@@ -6,6 +6,7 @@
 // as in the scalar reading.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -17,7 +18,9 @@ class RowEvaluator {
  public:
   static constexpr int lanes = 64;
 
-  explicit RowEvaluator(const BoundProgram& mask);
+  explicit RowEvaluator(const BoundProgram& mask) : RowEvaluator(*mask.program, mask.bound) {}
+  /// `bound` must outlive the evaluator; `program` may go.
+  RowEvaluator(const expr::Program& program, const expr::Bound& bound);
 
   /// Fixes everything but the positions q and k.
   void begin(std::int64_t batch, std::int64_t head, std::int64_t q_len, std::int64_t k_len);
@@ -25,6 +28,8 @@ class RowEvaluator {
   void keys(std::int64_t first, int count);
   /// Bit j of the result: does position q keep key first + j?
   std::uint64_t row(std::int64_t q);
+  /// After keys(): the values over its lanes of a root that does not read q. Not for floats.
+  const std::int32_t* lanes_of(std::size_t root) { return ints(roots_[root]); }
 
  private:
   struct Step {
@@ -46,9 +51,13 @@ class RowEvaluator {
   std::vector<double> reals_;
   std::vector<Step> uniform_, key_, query_, element_;
   std::vector<char> is_real_;
-  std::int32_t root_ = 0;
+  std::vector<std::int32_t> roots_;
   expr::Point at_point_;
   int count_ = 0;
 };
+
+/// Bit j is set where values[j] is not 0; values are 0 or 1.
+std::uint64_t packed(const std::int32_t* values);
+std::uint64_t packed(const std::uint8_t* values);
 
 }  // namespace undivided::masks

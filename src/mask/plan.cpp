@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Builds plans: bands in closed form, everything else by evaluating each element once.
+// Builds plans: bands in closed form, everything else by the analysis.
 #include "mask/plan.hpp"
 
 #include <algorithm>
@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "mask/evaluate.hpp"
+#include "mask/quadtree.hpp"
 #include "mask/writer.hpp"
 #include "undivided/error.hpp"
 
@@ -30,28 +31,16 @@ LocalBand local_band(const expr::Band& band, const Sequence& s) {
           band.has_right ? std::clamp(band.right + shift, -far, far) : far};
 }
 
-BlockRow evaluated_row(RowEvaluator& evaluator, const Sequence& s, std::int64_t q_block) {
-  BlockRow out;
-  const std::int64_t q0 = q_block * block, rows = std::min(block, s.q_len - q0);
-  MaskPlan::Tile seen{};  // keys met so far, folded, to find rows without one
-  for (std::int64_t k = 0; k < blocks_of(s.k_len); ++k) {
-    const std::int64_t columns = std::min(block, s.k_len - k * block);
-    evaluator.keys(s.k_origin + k * block, static_cast<int>(columns));
-    MaskPlan::Tile tile{};
-    std::int64_t kept = 0;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const auto at = static_cast<std::size_t>(i);
-      tile[at] = evaluator.row(s.q_origin + q0 + i);
-      kept += __builtin_popcountll(tile[at]);
-      seen[at] |= tile[at];
-    }
-    out.kept_pairs += kept;
-    if (kept == rows * columns)
-      out.add_full(k, k + 1);
-    else if (kept > 0)
-      out.add_partial(k, tile);
-  }
-  out.rows_without_key = std::count(seen.begin(), seen.begin() + rows, std::uint64_t{0});
+// Strips of rows that can be classed at the same time, as squares of 2^level blocks.
+struct Strips {
+  int level = 0;
+  std::int64_t count = 0;
+};
+Strips strips_of(const MaskPlan::Entry& entry, int workers) {
+  Strips out;
+  while ((std::int64_t{1} << out.level) < std::max(entry.q_blocks, entry.k_blocks)) ++out.level;
+  if (workers > 1 && entry.q_blocks >= 64) out.level = std::max(0, out.level - 3);
+  out.count = (entry.q_blocks + (std::int64_t{1} << out.level) - 1) >> out.level;
   return out;
 }
 
@@ -71,63 +60,121 @@ void check(const BoundProgram& mask, std::int64_t heads, std::span<const Sequenc
 
 }  // namespace
 
+namespace {
+
+class Maker {
+ public:
+  Maker(const BoundProgram& mask, Executor& executor, bool exhaustive)
+      : mask_(mask),
+        executor_(executor),
+        plan_(std::make_shared<MaskPlan>()),
+        writer_(*plan_),
+        exhaustive_(exhaustive) {
+    if (exhaustive)
+      evaluators_.assign(static_cast<std::size_t>(executor.workers()), RowEvaluator(mask));
+    else if (!mask.band.is_band)
+      tables_ = masks::range_tables(*mask.program, mask.bound);
+  }
+
+  std::shared_ptr<MaskPlan> make(std::int64_t heads, std::span<const Sequence> sequences) {
+    plan_->batch = static_cast<std::int64_t>(sequences.size());
+    plan_->heads = heads;
+    const bool by_batch = mask_.program->reads(expr::Op::batch);
+    const bool by_head = mask_.program->reads(expr::Op::head);
+    using Key = std::
+        tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+    std::map<Key, std::int32_t> known;
+    for (std::int64_t b = 0; b < plan_->batch; ++b) {
+      const Sequence& s = sequences[static_cast<std::size_t>(b)];
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const Key key{
+            s.q_len, s.k_len, s.q_origin, s.k_origin, by_batch ? b : -1, by_head ? h : -1};
+        const auto [at, is_new] =
+            known.emplace(key, static_cast<std::int32_t>(plan_->entries.size()));
+        plan_->entry_of.push_back(at->second);
+        if (is_new) add_entry(s, b, h);
+      }
+    }
+    return plan_;
+  }
+
+ private:
+  void add_entry(const Sequence& s, std::int64_t b, std::int64_t h) {
+    MaskPlan::Entry entry;
+    entry.q_len = s.q_len;
+    entry.k_len = s.k_len;
+    entry.q_blocks = static_cast<std::int32_t>(blocks_of(s.q_len));
+    entry.k_blocks = static_cast<std::int32_t>(blocks_of(s.k_len));
+    if (exhaustive_)
+      evaluate(entry, s, b, h);
+    else if (mask_.band.is_band)
+      band(entry, s);
+    else
+      analyse(entry, s, b, h);
+    plan_->entries.push_back(entry);
+  }
+
+  void band(MaskPlan::Entry& entry, const Sequence& s) {
+    const LocalBand band = local_band(mask_.band, s);
+    const auto fill = [&](std::int32_t count, const LocalBand& of) {
+      std::vector<BlockRow> into(static_cast<std::size_t>(count));
+      executor_.parallel_for(count, [&](std::int64_t i, int) {
+        into[static_cast<std::size_t>(i)] = masks::band_row(of, i);
+      });
+      return into;
+    };
+    writer_.query_rows(entry, fill(entry.q_blocks, band));
+    writer_.key_rows(entry, fill(entry.k_blocks, band.transposed()));
+  }
+
+  void analyse(MaskPlan::Entry& entry, const Sequence& s, std::int64_t b, std::int64_t h) {
+    const Strips split = strips_of(entry, executor_.workers());
+    std::vector<masks::Strip> strips(static_cast<std::size_t>(split.count));
+    executor_.parallel_for(split.count, [&](std::int64_t i, int) {
+      const std::int64_t first = i << split.level;
+      const std::int64_t rows = std::min(std::int64_t{1} << split.level, entry.q_blocks - first);
+      strips[static_cast<std::size_t>(i)] = masks::classify_strip(
+          *mask_.program, mask_.bound, tables_, s, b, h, first, rows, split.level);
+    });
+    writer_.strips(entry, strips);
+  }
+
+  void evaluate(MaskPlan::Entry& entry, const Sequence& s, std::int64_t b, std::int64_t h) {
+    std::vector<BlockRow> rows(static_cast<std::size_t>(entry.q_blocks));
+    for (RowEvaluator& e : evaluators_) e.begin(b, h, s.q_len, s.k_len);
+    executor_.parallel_for(entry.q_blocks, [&](std::int64_t i, int worker) {
+      rows[static_cast<std::size_t>(i)] =
+          masks::evaluated_row(evaluators_[static_cast<std::size_t>(worker)], s, i);
+    });
+    writer_.query_rows(entry, rows);
+    writer_.key_rows_from_query_rows(entry);
+  }
+
+  const BoundProgram& mask_;
+  Executor& executor_;
+  std::shared_ptr<MaskPlan> plan_;
+  masks::PlanWriter writer_;
+  masks::RangeTables tables_;
+  std::vector<RowEvaluator> evaluators_;
+  bool exhaustive_ = false;
+};
+
+}  // namespace
+
 std::shared_ptr<MaskPlan> make_mask_plan(const BoundProgram& mask,
                                          std::int64_t heads,
                                          std::span<const Sequence> sequences,
                                          Executor& executor) {
   check(mask, heads, sequences);
-  auto plan = std::make_shared<MaskPlan>();
-  plan->batch = static_cast<std::int64_t>(sequences.size());
-  plan->heads = heads;
-  masks::PlanWriter writer(*plan);
-  const bool by_batch = mask.program->reads(expr::Op::batch);
-  const bool by_head = mask.program->reads(expr::Op::head);
-  std::vector<RowEvaluator> evaluators;
-  if (!mask.band.is_band)
-    evaluators.assign(static_cast<std::size_t>(executor.workers()), RowEvaluator(mask));
+  return Maker(mask, executor, false).make(heads, sequences);
+}
 
-  using Key = std::
-      tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-  std::map<Key, std::int32_t> known;
-  for (std::int64_t b = 0; b < plan->batch; ++b) {
-    const Sequence& s = sequences[static_cast<std::size_t>(b)];
-    for (std::int64_t h = 0; h < heads; ++h) {
-      const Key key{s.q_len, s.k_len, s.q_origin, s.k_origin, by_batch ? b : -1, by_head ? h : -1};
-      const auto [at, is_new] = known.emplace(key, static_cast<std::int32_t>(plan->entries.size()));
-      plan->entry_of.push_back(at->second);
-      if (!is_new) continue;
-
-      MaskPlan::Entry entry;
-      entry.q_len = s.q_len;
-      entry.k_len = s.k_len;
-      entry.q_blocks = static_cast<std::int32_t>(blocks_of(s.q_len));
-      entry.k_blocks = static_cast<std::int32_t>(blocks_of(s.k_len));
-      std::vector<BlockRow> rows(static_cast<std::size_t>(entry.q_blocks));
-      if (mask.band.is_band) {
-        const LocalBand band = local_band(mask.band, s);
-        const auto fill = [&](std::vector<BlockRow>& into, const LocalBand& of) {
-          executor.parallel_for(static_cast<std::int64_t>(into.size()), [&](std::int64_t i, int) {
-            into[static_cast<std::size_t>(i)] = masks::band_row(of, i);
-          });
-        };
-        fill(rows, band);
-        writer.query_rows(entry, rows);
-        std::vector<BlockRow> columns(static_cast<std::size_t>(entry.k_blocks));
-        fill(columns, band.transposed());
-        writer.key_rows(entry, columns);
-      } else {
-        for (RowEvaluator& e : evaluators) e.begin(b, h, s.q_len, s.k_len);
-        executor.parallel_for(entry.q_blocks, [&](std::int64_t i, int worker) {
-          rows[static_cast<std::size_t>(i)] =
-              evaluated_row(evaluators[static_cast<std::size_t>(worker)], s, i);
-        });
-        writer.query_rows(entry, rows);
-        writer.key_rows_from_query_rows(entry);
-      }
-      plan->entries.push_back(entry);
-    }
-  }
-  return plan;
+std::shared_ptr<MaskPlan> masks::exhaustive_mask_plan(const BoundProgram& mask,
+                                                      std::int64_t heads,
+                                                      std::span<const Sequence> sequences,
+                                                      Executor& executor) {
+  check(mask, heads, sequences);
+  return Maker(mask, executor, true).make(heads, sequences);
 }
 
 }  // namespace undivided

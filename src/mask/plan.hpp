@@ -14,15 +14,24 @@
 
 namespace undivided {
 
-/// Classes every block exactly. A band is classed from its bounds; any other program is evaluated
-/// on every element. One entry per distinct (lengths, origins, and batch or head where the program
-/// reads them). Host arrays only. Raises Error{plan} when the plan would be too large to hold.
+/// Classes every block exactly. A band is classed from its bounds; any other program by the
+/// analysis of quadtree.hpp. One entry per distinct (lengths, origins, and batch or head where the
+/// program reads them). Host arrays only. Raises Error{plan} when the plan would be too large to
+/// hold.
 std::shared_ptr<MaskPlan> make_mask_plan(const BoundProgram& mask,
                                          std::int64_t heads,
                                          std::span<const Sequence> sequences,
                                          Executor& executor);
 
 namespace masks {
+
+class RowEvaluator;
+
+/// The same plan, made from every element (bands and all): slow, and simple enough to trust.
+std::shared_ptr<MaskPlan> exhaustive_mask_plan(const BoundProgram& mask,
+                                               std::int64_t heads,
+                                               std::span<const Sequence> sequences,
+                                               Executor& executor);
 
 /// Does a plan keep the pair (q, k) of an entry? Local indices.
 bool keeps(const MaskPlan& plan, const MaskPlan::Entry& entry, std::int64_t q, std::int64_t k);
@@ -42,6 +51,7 @@ struct LocalBand {
   std::int64_t q_len = 0, k_len = 0, left = 0, right = 0;
   LocalBand transposed() const { return {k_len, q_len, right, left}; }
 };
+BlockRow evaluated_row(RowEvaluator& evaluator, const Sequence& s, std::int64_t q_block);
 BlockRow band_row(const LocalBand& band, std::int64_t q_block);
 
 /// Bit i of word j becomes bit j of word i.

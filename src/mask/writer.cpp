@@ -126,4 +126,79 @@ void PlanWriter::key_rows_from_query_rows(MaskPlan::Entry& entry) {
   plan_.run_offsets.push_back(checked(plan_.runs.size()));
 }
 
+void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips) {
+  struct Known {
+    std::int32_t id = -1, pairs = 0;
+    std::uint64_t rows = 0;  // bit i: row i keeps a key
+  };
+  std::vector<std::vector<Known>> known;
+  for (const Strip& s : strips) known.emplace_back(s.tiles.size());
+  constexpr std::int64_t block = MaskPlan::block;
+
+  entry.query_runs = next_offset();
+  for (std::size_t at = 0; at < strips.size(); ++at) {
+    const Strip& strip = strips[at];
+    for (std::size_t r = 0; r < strip.rows.size(); ++r) {
+      const std::int64_t q0 = (strip.first_row + static_cast<std::int64_t>(r)) * block;
+      const std::int64_t height = std::min(block, entry.q_len - q0);
+      std::uint64_t with_key = 0;
+      plan_.run_offsets.push_back(checked(plan_.runs.size()));
+      for (MaskPlan::Run run : strip.rows[r].runs) {
+        const std::int64_t count = run.end - run.begin;
+        if (run.tiles < 0) {
+          entry.full += count;
+          entry.kept_pairs +=
+              height * (std::min<std::int64_t>(run.end * block, entry.k_len) - run.begin * block);
+          with_key = ~std::uint64_t{0};
+        } else {
+          entry.partial += count;
+          const std::int32_t* ids = strip.rows[r].ids.data() + run.tiles;
+          run.tiles = checked(plan_.tile_ids.size());
+          for (std::int64_t i = 0; i < count; ++i) {
+            Known& k = known[at][static_cast<std::size_t>(ids[i])];
+            if (k.id < 0) {
+              const MaskPlan::Tile& tile = strip.tiles[static_cast<std::size_t>(ids[i])];
+              k.id = id_of(tile);
+              for (std::size_t j = 0; j < tile.size(); ++j) {
+                k.pairs += __builtin_popcountll(tile[j]);
+                k.rows |= std::uint64_t{tile[j] != 0} << j;
+              }
+            }
+            plan_.tile_ids.push_back(k.id);
+            entry.kept_pairs += k.pairs;
+            with_key |= k.rows;
+          }
+        }
+        plan_.runs.push_back(run);
+      }
+      entry.rows_without_key +=
+          height - std::min<std::int64_t>(height, __builtin_popcountll(with_key));
+    }
+  }
+  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  entry.empty = std::int64_t{entry.q_blocks} * entry.k_blocks - entry.partial - entry.full;
+
+  entry.key_runs = next_offset();
+  for (std::int32_t c = 0; c < entry.k_blocks; ++c) {
+    const std::size_t first_run = plan_.runs.size();
+    plan_.run_offsets.push_back(checked(first_run));
+    for (std::size_t at = 0; at < strips.size(); ++at) {
+      const Line& line = strips[at].columns[static_cast<std::size_t>(c)];
+      for (MaskPlan::Run run : line.runs) {
+        const std::int32_t* ids = line.ids.data() + run.tiles;
+        const bool partial = run.tiles >= 0;
+        // A run that ends where a strip ends goes on in the next one.
+        if (plan_.runs.size() > first_run && plan_.runs.back().end == run.begin &&
+            (plan_.runs.back().tiles >= 0) == partial)
+          plan_.runs.back().end = run.end;
+        else
+          plan_.runs.push_back({run.begin, run.end, partial ? checked(plan_.tile_ids.size()) : -1});
+        for (std::int32_t i = 0; partial && i < run.end - run.begin; ++i)
+          plan_.tile_ids.push_back(known[at][static_cast<std::size_t>(ids[i])].id);
+      }
+    }
+  }
+  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+}
+
 }  // namespace undivided::masks

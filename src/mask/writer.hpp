@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "mask/plan.hpp"
+#include "mask/quadtree.hpp"
 
 namespace undivided::masks {
 
@@ -20,6 +21,8 @@ class PlanWriter {
   void key_rows(MaskPlan::Entry& entry, const std::vector<BlockRow>& columns);
   /// Derives the columns from the rows already written.
   void key_rows_from_query_rows(MaskPlan::Entry& entry);
+  /// Adds an analysed entry, both orders. Tiles are numbered by first use.
+  void strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips);
 
  private:
   std::int32_t id_of(const MaskPlan::Tile& by_query);
