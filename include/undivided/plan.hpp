@@ -39,15 +39,16 @@ struct Spec {
   PageClass page = PageClass::none;
   bool q_lengths = false, k_lengths = false;  ///< dense rows with lengths
   bool shared_pages = false;  ///< a backward in which two places of the page table name one page
-  bool aligned = true;                        ///< every base and stride is a multiple of 16 bytes
-  bool wide_index = false;                    ///< offsets inside a tensor need 64 bits
+  bool aligned = true;        ///< every base and stride is a multiple of 16 bytes
+  bool wide_index = false;    ///< offsets inside a tensor need 64 bits
   Origin origin = Origin::unread;
   std::shared_ptr<const expr::Program> mask;   ///< lifted; never null
   std::shared_ptr<const expr::Program> score;  ///< lifted; never null
   bool sink = false, dropout = false, partial = false, max_logit = false, key_mass = false;
   bool mask_plan = false;                                  ///< Args carry a MaskPlan
-  bool want_dq = false, want_dk = false, want_dv = false;  ///< backward
-  bool dlse = false, captured = false;                     ///< backward
+  bool want_dq = false, want_dk = false, want_dv = false;  ///< of a backward
+  bool dlse = false, captured = false;
+  DType dout_dtype = DType::f32;  ///< of the gradient of O in a backward
   Determinism determinism = Determinism::fast;
   Precision precision{};
 

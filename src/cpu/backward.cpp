@@ -95,7 +95,8 @@ class Backward final : public Prepared {
     // Two products of five more are worth it only if idle workers would cost more than that.
     fused_ = tasks > 0 && bytes <= most_fused_bytes && rounds * w * 5 <= tasks * 7;
     if (setup_.spec.captured && w > 1) fused_ = false;
-    buffer_keys_ = fused_ ? keys : chunk_keys;
+    buffer_keys_ =
+        fused_ ? std::max<std::int64_t>(1, keys) : chunk_keys;  // no key: one empty chunk
   }
   struct Call;
 

@@ -31,6 +31,7 @@ KernelSpec base(const Spec& spec, KernelKind kind) {
   k.kv = spec.kv;
   k.dropout = spec.dropout;
   k.aligned = spec.aligned;
+  k.wide_dout = spec.op == Operation::backward && spec.dout_dtype == DType::f32;
   return k;
 }
 

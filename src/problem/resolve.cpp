@@ -263,6 +263,7 @@ Problem resolve_backward(const Rows& dout,
            to_string(d.device),
            to_string(r.problem.device));
   r.args.dout = Rows(d);
+  spec.dout_dtype = d.dtype;
   if (backward.dlse) {
     const View& l = r.args.lse;
     if (spec.rows == RowKind::ragged)

@@ -38,6 +38,7 @@ auto fields(const Spec& s) {
                   s.want_dv,
                   s.dlse,
                   s.captured,
+                  s.dout_dtype,
                   s.determinism,
                   s.precision.follow,
                   s.precision.qk,
