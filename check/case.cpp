@@ -220,9 +220,10 @@ std::string impossible(const Case& c) {
     return "a forward has no gradients to choose from";
   }
   if (c.result == "partial" && c.sink != "none") return "a partial result excludes the sink";
-  if (c.dtype == DType::f32 && c.result == "f32") return "f32 results of f32 inputs are the default";
-  if (c.via == "maskplan" && (c.mask == "full" || c.mask == "causal" || c.mask == "window" ||
-                              c.mask == "band"))
+  if (c.dtype == DType::f32 && c.result == "f32")
+    return "f32 results of f32 inputs are the default";
+  if (c.via == "maskplan" &&
+      (c.mask == "full" || c.mask == "causal" || c.mask == "window" || c.mask == "band"))
     return "bands need no mask plan";
   // Arrays that are indexed by position start at 0.
   if (c.align == "end" && (c.mask == "documents" || c.score == "bias") && c.q_len > 0 &&

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One point of the grid that drives tests, gradients and `undivided check`: a name is the whole case.
+// One point of the grid that drives tests, gradients and `undivided check`: a name is the whole
+// case.
 #pragma once
 
 #include <cstdint>

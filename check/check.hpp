@@ -24,7 +24,7 @@ struct Comparison {
 struct Result {
   std::string name, backend, kernel;
   bool passed = false, skipped = false;
-  std::string reason;  // of a failure or a skip
+  std::string reason;                                                  // of a failure or a skip
   double max_abs = 0, limit = 0, relative_l1 = 0, gain = 1, bias = 0;  // of the worst tensor
   std::vector<Comparison> tensors;
   double seconds = 0;

@@ -84,10 +84,8 @@ Comparison compare(const Reading& result,
     return c;
   };
   if (result.values.size() != oracle.values.size())
-    return fail(fmt::format("{} has {} elements, the oracle {}",
-                            c.tensor,
-                            result.values.size(),
-                            oracle.values.size()));
+    return fail(fmt::format(
+        "{} has {} elements, the oracle {}", c.tensor, result.values.size(), oracle.values.size()));
   if (const auto i = pattern_break(result.values, oracle.values); i >= 0) {
     const auto at = static_cast<std::size_t>(i);
     c.max_abs = INFINITY;
@@ -131,7 +129,8 @@ Comparison compare(const Reading& result,
     }
     c.relative_l1_limit = INFINITY;
     if (worst > 1)
-      return fail(fmt::format("{}: error {:.3g} over the limit {:.3g}", c.tensor, c.max_abs, c.limit));
+      return fail(
+          fmt::format("{}: error {:.3g} over the limit {:.3g}", c.tensor, c.max_abs, c.limit));
     return c;
   }
   // Sums of float32 weights: no rounding to 16 bits takes part.
@@ -149,12 +148,13 @@ Comparison compare(const Reading& result,
     c.relative_l1_limit = INFINITY;
   }
   if (c.max_abs > c.limit)
-    return fail(fmt::format("{}: error {:.3g} over the limit {:.3g} (max|oracle| {:.3g}, twin {:.3g})",
-                            c.tensor,
-                            c.max_abs,
-                            c.limit,
-                            most,
-                            twin.max_abs));
+    return fail(
+        fmt::format("{}: error {:.3g} over the limit {:.3g} (max|oracle| {:.3g}, twin {:.3g})",
+                    c.tensor,
+                    c.max_abs,
+                    c.limit,
+                    most,
+                    twin.max_abs));
   if (c.relative_l1 > c.relative_l1_limit)
     return fail(fmt::format("{}: relative L1 {:.3g} over the limit {:.3g}",
                             c.tensor,

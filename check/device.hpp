@@ -14,8 +14,8 @@ class Place {
  public:
   Place(Backend backend, const Context& context);
 
-  /// The same inputs with Q, K, V, dO, sink and dLSE on the device. Lengths, tables and origins stay
-  /// on the host: verbs take them.
+  /// The same inputs with Q, K, V, dO, sink and dLSE on the device. Lengths, tables and origins
+  /// stay on the host: verbs take them.
   Inputs bring(const Inputs& host);
   /// A view of the same shape and strides whose memory is a copy of all of `buffer`.
   View bring(const Buffer& buffer);

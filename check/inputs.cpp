@@ -54,21 +54,19 @@ Buffer::Buffer(DType dtype, std::vector<std::int64_t> shape, const std::string& 
     total *= memory[axis];
   }
   const std::int64_t count = total + 2 * guard + 1;
-  bytes_ = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(count) *
-                                                        size_of(dtype) +
-                                                    64);
+  bytes_ = std::make_shared<std::vector<std::byte>>(
+      static_cast<std::size_t>(count) * size_of(dtype) + 64);
   auto address = reinterpret_cast<std::uintptr_t>(bytes_->data());
   address = (address + 63) / 64 * 64;
   fill(dtype, reinterpret_cast<void*>(address), count);
-  view_.data = reinterpret_cast<std::byte*>(address) + static_cast<std::size_t>(offset) *
-                                                           size_of(dtype);
+  view_.data =
+      reinterpret_cast<std::byte*>(address) + static_cast<std::size_t>(offset) * size_of(dtype);
 }
 
 View Buffer::storage() const {
   const auto first = (reinterpret_cast<std::uintptr_t>(bytes_->data()) + 63) / 64 * 64;
   const auto count = (bytes_->size() - 64) / size_of(view_.dtype);
-  return View::of(
-      reinterpret_cast<void*>(first), view_.dtype, {static_cast<std::int64_t>(count)});
+  return View::of(reinterpret_cast<void*>(first), view_.dtype, {static_cast<std::int64_t>(count)});
 }
 
 bool Buffer::untouched_outside() const {
@@ -84,8 +82,7 @@ bool Buffer::untouched_outside() const {
   std::array<std::int64_t, max_rank> at{};
   for (std::int64_t n = view_.count(); n-- > 0;) {
     std::int64_t element = static_cast<std::int64_t>(base);
-    for (int a = 0; a < view_.rank; ++a)
-      element += at[static_cast<std::size_t>(a)] * view_.step(a);
+    for (int a = 0; a < view_.rank; ++a) element += at[static_cast<std::size_t>(a)] * view_.step(a);
     inside[static_cast<std::size_t>(element)] = true;
     for (int a = view_.rank - 1; a >= 0 && ++at[static_cast<std::size_t>(a)] == view_.size(a); --a)
       at[static_cast<std::size_t>(a)] = 0;
@@ -101,8 +98,7 @@ namespace {
 /// Lengths differ between the sequences of a batch, and stay in the same order for q and k.
 std::vector<std::int64_t> lengths_of(std::int64_t batch, std::int64_t n, bool vary) {
   std::vector<std::int64_t> out(static_cast<std::size_t>(batch), n);
-  for (std::size_t b = 1; vary && b < out.size(); ++b)
-    out[b] = b % 2 ? n / 2 : n - n / 3;
+  for (std::size_t b = 1; vary && b < out.size(); ++b) out[b] = b % 2 ? n / 2 : n - n / 3;
   return out;
 }
 
@@ -246,7 +242,9 @@ class Maker {
     } else {
       o.align = c_.align == "end" ? Align::end : Align::start;
     }
-    const Extents extents{c_.batch, c_.heads, std::max<std::int64_t>(q_extent, 1),
+    const Extents extents{c_.batch,
+                          c_.heads,
+                          std::max<std::int64_t>(q_extent, 1),
                           std::max<std::int64_t>(k_extent, 1)};
     o.mask = make_mask(c_.mask, extents, c_.seed);
     o.score = make_score(c_.score, extents, c_.seed);
@@ -273,9 +271,9 @@ class Maker {
     backward.k = backward.v = c_.want != "q";
     backward.captured = c_.want == "all" || c_.want == "dlse";
     if (c_.want == "dlse") {
-      const View d = keep(c_.rows == "ragged"
-                              ? Buffer(DType::f32, {c_.heads, in_.q.data.size(0)})
-                              : Buffer(DType::f32, {c_.batch, c_.heads, in_.q.data.size(2)}));
+      const View d =
+          keep(c_.rows == "ragged" ? Buffer(DType::f32, {c_.heads, in_.q.data.size(0)})
+                                   : Buffer(DType::f32, {c_.batch, c_.heads, in_.q.data.size(2)}));
       std::int64_t first = 0;
       for (std::int64_t b = 0; b < c_.batch; ++b) {
         const auto n = in_.q_len[static_cast<std::size_t>(b)];

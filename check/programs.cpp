@@ -83,8 +83,8 @@ Score make_score(const std::string& name, const Extents& e, std::uint64_t seed) 
   if (name == "bias") {
     // One table for each head while it stays small.
     const bool small = e.heads * e.q * e.k <= 400000;
-    return bias(Array(small ? table({e.heads, e.q, e.k}, seed + 1) : table({e.q, e.k}, seed + 1),
-                      "bias"));
+    return bias(
+        Array(small ? table({e.heads, e.q, e.k}, seed + 1) : table({e.q, e.k}, seed + 1), "bias"));
   }
   if (name == "table") {
     const Array t(table({e.heads, 17}, seed + 2), "relative");

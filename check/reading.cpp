@@ -11,8 +11,7 @@ View with_batch(View v, int rank) { return v.rank == rank - 1 ? v.unsqueezed(0) 
 
 void append(Reading& r, const View& v, const std::byte* at, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i)
-    r.values.push_back(
-        load_element(v.dtype, at + static_cast<std::size_t>(i) * size_of(v.dtype)));
+    r.values.push_back(load_element(v.dtype, at + static_cast<std::size_t>(i) * size_of(v.dtype)));
 }
 
 template <class F>

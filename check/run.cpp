@@ -114,11 +114,10 @@ class Runner {
       out.max_logit = place_.bring(written.back());
     }
     if (in_.options.key_mass) {
-      written.emplace_back(
-          DType::f32,
-          p.spec.kv == KvKind::ragged
-              ? std::vector<std::int64_t>{c_.heads, p.bounds.total_k}
-              : std::vector<std::int64_t>{c_.batch, c_.heads, p.bounds.max_k_len});
+      written.emplace_back(DType::f32,
+                           p.spec.kv == KvKind::ragged
+                               ? std::vector<std::int64_t>{c_.heads, p.bounds.total_k}
+                               : std::vector<std::int64_t>{c_.batch, c_.heads, p.bounds.max_k_len});
       out.key_mass = place_.bring(written.back());
     }
     if (planned()) {
@@ -154,8 +153,7 @@ class Runner {
               ? attention_backward(in_.dout, in_.q, in_.kv, f, in_.backward, context_)
               : attention_backward(
                     in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward, context_);
-      note_kernel(resolve_backward(
-          in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward));
+      note_kernel(resolve_backward(in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward));
       for (Tensor* t : {&g.q, &g.k, &g.v, &g.sink})
         if (*t) *t = place_.host(*t);
       for (auto& [name, t] : g.captured) t = place_.host(t);
@@ -165,10 +163,12 @@ class Runner {
   }
 
   Gradients backward_plan(const Forward& f) {
-    Problem p =
-        resolve_backward(in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward);
+    Problem p = resolve_backward(in_.dout, in_.q, in_.kv, f.o, f.lse, in_.options, in_.backward);
     std::vector<Buffer> written;
-    const auto make = [&](const char*, View& to, DType dtype, std::vector<std::int64_t> shape,
+    const auto make = [&](const char*,
+                          View& to,
+                          DType dtype,
+                          std::vector<std::int64_t> shape,
                           const std::string& layout) {
       written.emplace_back(dtype, std::move(shape), layout);
       to = place_.bring(written.back());
@@ -179,8 +179,7 @@ class Runner {
     };
     Gradients g;
     const DType dtype = p.spec.out_dtype;
-    if (p.spec.want_dq)
-      g.q = make("dq", p.args.dq, dtype, shape_of(p.args.q.data), c_.layout);
+    if (p.spec.want_dq) g.q = make("dq", p.args.dq, dtype, shape_of(p.args.q.data), c_.layout);
     if (p.spec.want_dk) g.k = make("dk", p.args.dk, dtype, shape_of(p.args.kv.k), c_.layout);
     if (p.spec.want_dv) g.v = make("dv", p.args.dv, dtype, shape_of(p.args.kv.v), c_.layout);
     if (p.spec.sink) g.sink = make("dsink", p.args.dsink, DType::f32, {c_.heads}, "packed");
@@ -190,18 +189,22 @@ class Runner {
       for (std::size_t i = 0; i < score.slots.size(); ++i) {
         if (score.slots[i].dtype != DType::f32) continue;
         const auto& shape = p.args.score->bound.arrays[i].shape;
-        g.captured.emplace_back(
-            score.slots[i].name,
-            make("array", p.args.d_arrays[i], DType::f32,
-                 {shape.begin(), shape.begin() + score.slots[i].rank}, "packed"));
+        g.captured.emplace_back(score.slots[i].name,
+                                make("array",
+                                     p.args.d_arrays[i],
+                                     DType::f32,
+                                     {shape.begin(), shape.begin() + score.slots[i].rank},
+                                     "packed"));
       }
       std::vector<std::size_t> wanted;
       for (std::size_t i = 0; i < score.params.size(); ++i)
-        if (score.params[i].type == expr::Type::f32 && !score.params[i].lifted)
-          wanted.push_back(i);
+        if (score.params[i].type == expr::Type::f32 && !score.params[i].lifted) wanted.push_back(i);
       if (!wanted.empty()) {
-        const Tensor all = make("params", p.args.d_params, DType::f32,
-                                {static_cast<std::int64_t>(score.params.size())}, "packed");
+        const Tensor all = make("params",
+                                p.args.d_params,
+                                DType::f32,
+                                {static_cast<std::int64_t>(score.params.size())},
+                                "packed");
         for (const std::size_t i : wanted) {
           Tensor one = all;
           const auto at = static_cast<std::int64_t>(i);
@@ -227,8 +230,7 @@ class Runner {
     kernel = made.explanation().kernel;
     Tensor room;
     if (made.workspace() > 0)
-      room = allocate(
-          context_, p.device, DType::i8, {static_cast<std::int64_t>(made.workspace())});
+      room = allocate(context_, p.device, DType::i8, {static_cast<std::int64_t>(made.workspace())});
     if (room && p.device.kind == Device::Kind::cpu)  // whatever was there must not matter
       std::fill_n(room.ptr<std::uint8_t>(), made.workspace(), std::uint8_t{0xff});
     made.run(p.args, room.data, context_);

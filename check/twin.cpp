@@ -321,8 +321,8 @@ class Backward {
       at = 0;
       for (int axis = 0; axis < p_.spec.score->slots[slot].rank; ++axis) {
         const auto a = static_cast<std::size_t>(axis);
-        const auto index = static_cast<std::int64_t>(
-            scratch_[static_cast<std::size_t>(term.index[a])]);
+        const auto index =
+            static_cast<std::int64_t>(scratch_[static_cast<std::size_t>(term.index[a])]);
         at = at * static_cast<std::size_t>(ref.shape[a]) +
              static_cast<std::size_t>(std::clamp<std::int64_t>(index, 0, ref.shape[a] - 1));
       }

@@ -11,7 +11,8 @@ namespace ud = undivided;
 static ud::Tensor waves(std::initializer_list<std::int64_t> shape, double c) {
   const ud::Tensor t = ud::Tensor::empty(ud::DType::bf16, shape);
   for (std::int64_t i = 0; i < t.count(); ++i)
-    t.ptr<ud::BFloat16>()[i] = ud::to_bfloat16(static_cast<float>(std::sin(c * static_cast<double>(i + 1))));
+    t.ptr<ud::BFloat16>()[i] =
+        ud::to_bfloat16(static_cast<float>(std::sin(c * static_cast<double>(i + 1))));
   return t;
 }
 
@@ -28,8 +29,8 @@ int main() {
 
   double worst = 0;
   for (std::int64_t i = 0; i < f.o.count(); ++i)
-    worst = std::max(worst, std::fabs(ud::to_float(f.o.ptr<ud::BFloat16>()[i]) -
-                                      exact.o.ptr<double>()[i]));
+    worst = std::max(
+        worst, std::fabs(ud::to_float(f.o.ptr<ud::BFloat16>()[i]) - exact.o.ptr<double>()[i]));
   std::printf("O is %s, LSE is %s\n", f.o.describe().c_str(), f.lse.describe().c_str());
   std::printf("largest distance from float64: %.5f\n", worst);
 

@@ -32,16 +32,16 @@ int main() {
   const ud::Tensor o = ud::Tensor::empty(ud::DType::f32, {batch, heads, 1, dim});
   for (std::int64_t i = 0; i < q.count(); ++i)
     q.ptr<float>()[i] = static_cast<float>(std::sin(0.3 * static_cast<double>(i + 1)));
-  const ud::Kv kv = ud::paged(pool_k, pool_v, ud::view(table.data(), {batch, 8}),
-                              ud::view(lengths.data(), {batch}));
+  const ud::Kv kv = ud::paged(
+      pool_k, pool_v, ud::view(table.data(), {batch, 8}), ud::view(lengths.data(), {batch}));
 
   // Plan once, for as many keys as the table can name.
   ud::Problem p = ud::resolve(q, kv, {}, {.o = o});
   p.bounds.max_k_len = 8 * page;
   p.bounds.total_k = batch * p.bounds.max_k_len;
   const ud::Plan plan = ud::plan(p.spec, p.bounds);
-  const ud::Tensor room = ud::Tensor::empty(
-      ud::DType::i8, {static_cast<std::int64_t>(plan.workspace()) + 1});
+  const ud::Tensor room =
+      ud::Tensor::empty(ud::DType::i8, {static_cast<std::int64_t>(plan.workspace()) + 1});
   std::printf("kernel %s\n", plan.explanation().kernel.c_str());
 
   for (int step = 0; step < 10; ++step) {
@@ -49,7 +49,10 @@ int main() {
     plan.run(p.args, room.data);  // the views are the same; only contents changed
   }
   std::printf("lengths %d %d %d, %d pages in use, o[0] = %.4f\n",
-              lengths[0], lengths[1], lengths[2], next_free,
+              lengths[0],
+              lengths[1],
+              lengths[2],
+              next_free,
               static_cast<double>(o.ptr<float>()[0]));
 
   const ud::Forward exact = ud::reference(ud::Rows(q), kv);

@@ -34,9 +34,10 @@ int main() {
     for (std::int64_t h = 0; h < heads; ++h)
       for (std::int64_t i = 0; i < same.size(1); ++i)
         for (std::int64_t d = 0; d < dim; ++d)
-          worst = std::max(worst,
-                           std::fabs(static_cast<double>(*static_cast<float*>(one.o.at({h, i, d})) -
-                                                         *static_cast<float*>(same.at({h, i, d})))));
+          worst =
+              std::max(worst,
+                       std::fabs(static_cast<double>(*static_cast<float*>(one.o.at({h, i, d})) -
+                                                     *static_cast<float*>(same.at({h, i, d})))));
     std::printf("sequence %zu has %d tokens\n", s, offsets[s + 1] - offsets[s]);
   }
   std::printf("largest difference between packed and one by one: %.2e\n", worst);

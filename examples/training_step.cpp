@@ -24,14 +24,13 @@ int main() {
   // A learned bias by distance. The gradient comes from the lambda; nobody writes it.
   const ud::Tensor table = ud::Tensor::zeros(ud::DType::f32, {2, 8});
   ud::Array bias(table, "bias");
-  const ud::Options options{
-      .mask = ud::causal(),
-      .score = ud::score([=](auto s, auto, auto head, auto a, auto b) {
-        return s + bias(head, ud::clamp(a - b, 0, 7));
-      }),
-      .dropout = 0.1,
-      .seed = 7,
-      .determinism = ud::Determinism::reproducible};
+  const ud::Options options{.mask = ud::causal(),
+                            .score = ud::score([=](auto s, auto, auto head, auto a, auto b) {
+                              return s + bias(head, ud::clamp(a - b, 0, 7));
+                            }),
+                            .dropout = 0.1,
+                            .seed = 7,
+                            .determinism = ud::Determinism::reproducible};
 
   double first = 0, last = 0;
   for (int step = 0; step < 20; ++step) {

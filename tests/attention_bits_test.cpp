@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Claims: what `determinism` promises, bit for bit. fast: the forward, run to run. reproducible: the
-// backward too. invariant: a row depends only on its own query, keys, mask and lengths.
+// Claims: what `determinism` promises, bit for bit. fast: the forward, run to run. reproducible:
+// the backward too. invariant: a row depends only on its own query, keys, mask and lengths.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -40,7 +40,9 @@ struct Problem3 {
 };
 
 class Bits : public testing::TestWithParam<DType> {};
-INSTANTIATE_TEST_SUITE_P(All, Bits, testing::Values(DType::f32, DType::f16, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(All,
+                         Bits,
+                         testing::Values(DType::f32, DType::f16, DType::bf16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Bits, FastForwardRepeatsRunToRunOnAnyThreadsOfOneNumber) {
@@ -87,7 +89,9 @@ class Invariant : public testing::TestWithParam<DType> {
             .determinism = Determinism::invariant};
   }
 };
-INSTANTIATE_TEST_SUITE_P(All, Invariant, testing::Values(DType::f32, DType::f16, DType::bf16),
+INSTANTIATE_TEST_SUITE_P(All,
+                         Invariant,
+                         testing::Values(DType::f32, DType::f16, DType::bf16),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
 TEST_P(Invariant, ThreadsDoNotMatter) {
@@ -104,10 +108,8 @@ TEST_P(Invariant, PlaceInTheBatchDoesNotMatter) {
   const Problem3 p(GetParam());
   const Forward both = attention(p.q, p.k, p.v, options());
   for (std::int64_t b = 0; b < 2; ++b) {
-    const Forward alone = attention(p.q.sliced(0, b, b + 1),
-                                    p.k.sliced(0, b, b + 1),
-                                    p.v.sliced(0, b, b + 1),
-                                    options());
+    const Forward alone = attention(
+        p.q.sliced(0, b, b + 1), p.k.sliced(0, b, b + 1), p.v.sliced(0, b, b + 1), options());
     EXPECT_TRUE(same_bits(both.o.selected(0, b), alone.o.selected(0, 0))) << b;
     EXPECT_TRUE(same_bits(both.lse.selected(0, b), alone.lse.selected(0, 0))) << b;
   }
@@ -121,10 +123,8 @@ TEST_P(Invariant, PrefillInChunksIsThePrefillAtOnce) {
     for (std::int64_t begin = 0; begin < 300; begin += chunk * (chunk == 1 ? 37 : 1)) {
       const std::int64_t end = std::min<std::int64_t>(begin + chunk, 300);
       // The keys seen so far, as a growing cache would hold them.
-      const Forward part = attention(p.q.sliced(2, begin, end),
-                                     p.k.sliced(2, 0, end),
-                                     p.v.sliced(2, 0, end),
-                                     o);
+      const Forward part =
+          attention(p.q.sliced(2, begin, end), p.k.sliced(2, 0, end), p.v.sliced(2, 0, end), o);
       EXPECT_TRUE(same_bits(whole.o.sliced(2, begin, end), part.o)) << begin << " to " << end;
       EXPECT_TRUE(same_bits(whole.lse.sliced(2, begin, end), part.lse)) << begin << " to " << end;
     }
@@ -149,9 +149,10 @@ TEST_P(Invariant, PagesAndTheirSizeDoNotMatter) {
           copy(from->selected(0, b).sliced(1, i * size, end),
                to->selected(0, page).sliced(1, 0, end - i * size));
       }
-    const Forward paged_result = attention(
-        Rows(p.q), paged(k, v, view(table.data(), {2, pages}), view(lengths.data(), {2})),
-        options());
+    const Forward paged_result =
+        attention(Rows(p.q),
+                  paged(k, v, view(table.data(), {2, pages}), view(lengths.data(), {2})),
+                  options());
     EXPECT_TRUE(same_bits(dense_result.o, paged_result.o)) << "page size " << size;
     EXPECT_TRUE(same_bits(dense_result.lse, paged_result.lse)) << "page size " << size;
   }
@@ -162,7 +163,8 @@ TEST_P(Invariant, PackingDoesNotMatter) {
   const Options o{.mask = causal(), .align = Align::end, .determinism = Determinism::invariant};
   const Forward apart = attention(p.q, p.k, p.v, o);
   // The same two sequences, packed after one another: [total, head, dim].
-  const Tensor q = Tensor::empty(GetParam(), {260, 4, 64}), k = Tensor::empty(GetParam(), {260, 2, 64}),
+  const Tensor q = Tensor::empty(GetParam(), {260, 4, 64}),
+               k = Tensor::empty(GetParam(), {260, 2, 64}),
                v = Tensor::empty(GetParam(), {260, 2, 64});
   for (std::int64_t b = 0; b < 2; ++b)
     for (const auto& [from, to] : {std::pair{&p.q, &q}, {&p.k, &k}, {&p.v, &v}})
@@ -178,7 +180,8 @@ TEST_P(Invariant, PackingDoesNotMatter) {
 TEST(Dropout, DropsTheSameWeightsForAnyTilingOfTheProblem) {
   // With V = identity, O is the row of weights itself: zeros are the dropped ones.
   const std::int64_t n = 96;
-  const Tensor q = random_tensor(DType::f32, {1, 1, n, 8}, 1), k = random_tensor(DType::f32, {1, 1, n, 8}, 2);
+  const Tensor q = random_tensor(DType::f32, {1, 1, n, 8}, 1),
+               k = random_tensor(DType::f32, {1, 1, n, 8}, 2);
   const Tensor v = Tensor::zeros(DType::f32, {1, 1, n, n});
   for (std::int64_t i = 0; i < n; ++i) *static_cast<float*>(v.at({0, 0, i, i})) = 1;
   const Options whole{.align = Align::start, .dropout = 0.4, .seed = 11};

@@ -29,8 +29,7 @@ TEST_P(Gates, LetHalfTheLimitPassAndCatchTenTimesTheLimit) {
   const Reading oracle{"o", DType::f64, waves(500), 0};
   Reading twin{"o", dtype, oracle.values, 0};
   for (std::size_t i = 0; i < twin.values.size(); ++i) twin.values[i] += i % 2 ? 1e-3 : -1e-3;
-  const double limit =
-      compare({"o", dtype, oracle.values, 0}, oracle, {twin}, gate).limit;
+  const double limit = compare({"o", dtype, oracle.values, 0}, oracle, {twin}, gate).limit;
   ASSERT_GT(limit, 0);
   Reading result{"o", dtype, oracle.values, 0};
   result.values[123] += 0.5 * limit;
@@ -110,36 +109,38 @@ struct Mistake {
 std::vector<Mistake> mistakes() {
   const auto and_mask = [](Inputs& in, Mask m) { in.options.mask = in.options.mask && m; };
   return {
-      {"a dropped key", "",
-       [=](Inputs& in) {
-         and_mask(in, mask([](auto, auto, auto, auto k) { return k != 5; }));
-       }},
-      {"the last key left out", "",
+      {"a dropped key",
+       "",
+       [=](Inputs& in) { and_mask(in, mask([](auto, auto, auto, auto k) { return k != 5; })); }},
+      {"the last key left out",
+       "",
        [=](Inputs& in) {
          and_mask(in, mask([](auto, auto, auto, auto k) { return k < k_len(k) - 1; }));
        }},
       {"a scale that is 10 % off", "", [](Inputs& in) { in.options.scale = 1.1 / 8; }},
-      {"a causal mask off by one", ".mask=causal",
+      {"a causal mask off by one",
+       ".mask=causal",
        [](Inputs& in) {
          in.options.mask = mask([](auto, auto, auto q, auto k) { return k < q; });
        }},
-      {"the other alignment", ".mask=causal",
-       [](Inputs& in) { in.options.align = Align::end; }},
-      {"a window one key too wide", ".mask=window",
+      {"the other alignment", ".mask=causal", [](Inputs& in) { in.options.align = Align::end; }},
+      {"a window one key too wide",
+       ".mask=window",
        [](Inputs& in) { in.options.mask = window(34, 0); }},
       {"a missing sink", ".sink=given", [](Inputs& in) { in.options.sink = {}; }},
-      {"heads of the sink mixed up", ".sink=given",
+      {"heads of the sink mixed up",
+       ".sink=given",
        [](Inputs& in) {
          in.options.sink.data = static_cast<float*>(in.options.sink.data) + 1;
          in.options.sink.stride[0] = -1;
        }},
       {"a missing softcap", ".score=softcap", [](Inputs& in) { in.options.score = identity(); }},
-      {"a softcap after the mask's neighbour", ".score=alibi",
-       [](Inputs& in) {
-         in.options.score = make_score("chain", {1, 2, 129, 257}, 1);
-       }},
+      {"a softcap after the mask's neighbour",
+       ".score=alibi",
+       [](Inputs& in) { in.options.score = make_score("chain", {1, 2, 129, 257}, 1); }},
       {"another dropout seed", ".dropout=some", [](Inputs& in) { in.options.seed += 1; }},
-      {"dropout that does not rescale", ".dropout=some",
+      {"dropout that does not rescale",
+       ".dropout=some",
        [](Inputs& in) { in.options.dropout = 0.2; }},
   };
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Claims: the grid covers every pair of axis values, and the CPU agrees with the oracle on all of it.
+// Claims: the grid covers every pair of axis values, and the CPU agrees with the oracle on all of
+// it.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -95,9 +96,17 @@ TEST(Grid, ResultsPrintAsOneJsonLine) {
   const Result r = run_case(Case::parse("forward.f32.d8.q3.k7.h2x1.b1.mask=causal.align=end"));
   EXPECT_TRUE(r.passed) << r.reason;
   const std::string line = r.json();
-  for (const char* key : {"\"name\"", "\"backend\":\"cpu\"", "\"kernel\"", "\"passed\":true",
-                          "\"skipped\":false", "\"reason\"", "\"max_abs\"", "\"limit\"",
-                          "\"relative_l1\"", "\"gain\"", "\"bias\""})
+  for (const char* key : {"\"name\"",
+                          "\"backend\":\"cpu\"",
+                          "\"kernel\"",
+                          "\"passed\":true",
+                          "\"skipped\":false",
+                          "\"reason\"",
+                          "\"max_abs\"",
+                          "\"limit\"",
+                          "\"relative_l1\"",
+                          "\"gain\"",
+                          "\"bias\""})
     EXPECT_NE(line.find(key), std::string::npos) << key << " in " << line;
   EXPECT_EQ(line.find('\n'), std::string::npos);
 }

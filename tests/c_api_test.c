@@ -9,12 +9,12 @@
 #include "undivided/c.h"
 
 static int failures = 0;
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition);           \
-      ++failures;                                                               \
-    }                                                                           \
+#define CHECK(condition)                                              \
+  do {                                                                \
+    if (!(condition)) {                                               \
+      printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                     \
+    }                                                                 \
   } while (0)
 
 static undivided_view view4(float* data, int64_t a, int64_t b, int64_t c, int64_t d) {

@@ -77,7 +77,8 @@ TEST_P(Positions, EqualLengthsNeedNoAlignment) {
 
 TEST_P(Positions, ExplicitOriginsSayWhereEachSequenceIs) {
   std::vector<std::int32_t> q_origin{4}, k_origin{3};
-  EXPECT_EQ(see(2, 5,
+  EXPECT_EQ(see(2,
+                5,
                 {.mask = causal(),
                  .q_origin = view(q_origin.data(), {1}),
                  .k_origin = view(k_origin.data(), {1})}),
@@ -86,7 +87,8 @@ TEST_P(Positions, ExplicitOriginsSayWhereEachSequenceIs) {
   EXPECT_EQ(see(2, 5, {.mask = causal(), .q_origin = view(late.data(), {1})}),
             (Picture{"xxx..", "xxxx."}));
   // A shard of keys that begins at 3: query 2 has seen none of them.
-  EXPECT_EQ(see(3, 2,
+  EXPECT_EQ(see(3,
+                2,
                 {.mask = causal(),
                  .q_origin = view(late.data(), {1}),
                  .k_origin = view(k_origin.data(), {1})}),
@@ -106,15 +108,12 @@ TEST_P(Positions, WindowCountsKeysOnEachSide) {
   EXPECT_EQ(see(5, 5, {.mask = window(1, 2)}),
             (Picture{"xxx..", "xxxx.", ".xxxx", "..xxx", "...xx"}));
   EXPECT_EQ(see(4, 4, {.mask = window(1)}), (Picture{"xx..", "xxx.", ".xxx", "..xx"}));
-  EXPECT_EQ(see(4, 4, {.mask = causal() && window(2)}),
-            (Picture{"x...", "xx..", "xxx.", ".xxx"}));
-  EXPECT_EQ(see(2, 5, {.mask = window(1, 0), .align = Align::end}),
-            (Picture{"..xx.", "...xx"}));
+  EXPECT_EQ(see(4, 4, {.mask = causal() && window(2)}), (Picture{"x...", "xx..", "xxx.", ".xxx"}));
+  EXPECT_EQ(see(2, 5, {.mask = window(1, 0), .align = Align::end}), (Picture{"..xx.", "...xx"}));
 }
 
 TEST_P(Positions, PrefixSeesItsBeginningFromEverywhere) {
-  EXPECT_EQ(see(5, 5, {.mask = prefix(2)}),
-            (Picture{"xx...", "xx...", "xxx..", "xxxx.", "xxxxx"}));
+  EXPECT_EQ(see(5, 5, {.mask = prefix(2)}), (Picture{"xx...", "xx...", "xxx..", "xxxx.", "xxxxx"}));
   EXPECT_EQ(see(2, 5, {.mask = prefix(3), .align = Align::start}), (Picture{"xxx..", "xxx.."}));
 }
 
@@ -124,8 +123,7 @@ TEST_P(Positions, DocumentsKeepToThemselves) {
             (Picture{"xx...", "xx...", "..xxx", "..xxx", "..xxx"}));
   EXPECT_EQ(see(5, 5, {.mask = causal() && documents(id)}),
             (Picture{"x....", "xx...", "..x..", "..xx.", "..xxx"}));
-  EXPECT_EQ(see(2, 5, {.mask = documents(id), .align = Align::end}),
-            (Picture{"..xxx", "..xxx"}));
+  EXPECT_EQ(see(2, 5, {.mask = documents(id), .align = Align::end}), (Picture{"..xxx", "..xxx"}));
 }
 
 TEST_P(Positions, MasksCombineAsSets) {

@@ -50,25 +50,45 @@ struct Golden {
 };
 
 const Golden table[] = {
-    {"full", false, Align::start, 5, 5, 2,
+    {"full",
+     false,
+     Align::start,
+     5,
+     5,
+     2,
      {.0039820980, .0758444183, -1.2212577280, 1.2186296434},
      {1.6454572678, 1.5892927444, 20.6185969921, 6.6471882309},
      {.2114802873, .4563116784, 2.4725956586, 1.3123522266},
      {.1518212306, -.0749053826, 0, .7532793787},
      {.1037229174, .0621142206, -4.8849882604, 1.1245454926}},
-    {"causal", true, Align::start, 5, 5, 2,
+    {"causal",
+     true,
+     Align::start,
+     5,
+     5,
+     2,
      {.9092974268, .0758444183, 6.0704415858, 2.5158333394},
      {.2921107413, 1.5892927444, 12.1512928499, 5.3553276128},
      {0, .4563116784, 1.0773638107, 1.7439826337},
      {.1798551881, .0141262953, 0, 1.2688991121},
      {.0525503650, -.0213196153, -4.8849882604, 2.4486562612}},
-    {"causal MQA", true, Align::start, 5, 5, 1,
+    {"causal MQA",
+     true,
+     Align::start,
+     5,
+     5,
+     1,
      {.9092974268, .3830970158, 4.0776619392, 2.3530921375},
      {.2921107413, 1.8516141784, 17.1492310966, 5.8020155675},
      {0, .1981131044, 2.9332874126, .9487055019},
      {.5484712768, .2417867034, 0, 1.3450392573},
      {-.6451271906, -.1260287388, -4.8849882604, 2.0854735059}},
-    {"causal at the end", true, Align::end, 3, 5, 2,
+    {"causal at the end",
+     true,
+     Align::end,
+     3,
+     5,
+     2,
      {.0475179511, .0267055307, -7.1952673061, 2.0618502120},
      {1.2849729433, 2.4964878848, 11.7720862325, 4.9491551693},
      {-.0255144127, .1665461039, -2.2239626380, .8426521108},
@@ -125,7 +145,8 @@ struct Halves {
   Forward a, b, whole;
   Halves() {
     const DType t = DType::f32;
-    const Tensor q = wave(t, {1, 2, 6, 4}, 0), k = wave(t, {1, 2, 8, 4}, 1), v = wave(t, {1, 2, 8, 4}, 2);
+    const Tensor q = wave(t, {1, 2, 6, 4}, 0), k = wave(t, {1, 2, 8, 4}, 1),
+                 v = wave(t, {1, 2, 8, 4}, 2);
     Options partial{.partial = true};
     a = attention(q, k.sliced(2, 0, 3), v.sliced(2, 0, 3), partial);
     b = attention(q, k.sliced(2, 3, 8), v.sliced(2, 3, 8), partial);
@@ -152,10 +173,10 @@ TEST(Errata, MergingMultipliesByTheExponentialOfTheDifference) {
 
 TEST(Identities, GradientsOfKeysSumToNothingAndOfValuesToTheSumOfOutputGradients) {
   const DType t = DType::f64;
-  const Tensor q = wave(t, {1, 2, 7, 4}, 0), k = wave(t, {1, 2, 9, 4}, 1), v = wave(t, {1, 2, 9, 4}, 2),
-               dout = wave(t, {1, 2, 7, 4}, 3);
-  const Gradients g = reference_backward(
-      Rows(dout), Rows(q), dense(k, v), {.mask = causal(), .align = Align::end});
+  const Tensor q = wave(t, {1, 2, 7, 4}, 0), k = wave(t, {1, 2, 9, 4}, 1),
+               v = wave(t, {1, 2, 9, 4}, 2), dout = wave(t, {1, 2, 7, 4}, 3);
+  const Gradients g =
+      reference_backward(Rows(dout), Rows(q), dense(k, v), {.mask = causal(), .align = Align::end});
   for (std::int64_t h = 0; h < 2; ++h)
     for (std::int64_t d = 0; d < 4; ++d) {
       double dk = 0, dv = 0, out = 0;
@@ -172,11 +193,11 @@ TEST(Identities, GradientsOfKeysSumToNothingAndOfValuesToTheSumOfOutputGradients
 TEST(Identities, TheGradientOfLseIsThatOfAShiftedDelta) {
   // d LSE_i / d s_ij = P_ij: with dO = 0, dQ = scale * sum_j dLSE P_ij k_j.
   const DType t = DType::f64;
-  const Tensor q = wave(t, {1, 1, 3, 4}, 0), k = wave(t, {1, 1, 5, 4}, 1), v = wave(t, {1, 1, 5, 4}, 2);
+  const Tensor q = wave(t, {1, 1, 3, 4}, 0), k = wave(t, {1, 1, 5, 4}, 1),
+               v = wave(t, {1, 1, 5, 4}, 2);
   const Tensor zero = Tensor::zeros(t, {1, 1, 3, 4});
   const Tensor dlse = wave(DType::f32, {1, 1, 3}, 6);
-  const Gradients g =
-      reference_backward(Rows(zero), Rows(q), dense(k, v), {}, {.dlse = dlse});
+  const Gradients g = reference_backward(Rows(zero), Rows(q), dense(k, v), {}, {.dlse = dlse});
   for (std::int64_t i = 0; i < 3; ++i) {
     std::vector<double> p(5);
     double sum = 0;

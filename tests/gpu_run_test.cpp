@@ -216,7 +216,8 @@ Prepared prepare(const Inputs& in, const Options& options) {
                v = cuda::to_device(in.v, gpu);
   Tensor o = cuda::empty(in.dout.dtype, {2, 8, in.q.size(2), in.v.size(3)}, gpu);
   Tensor lse = cuda::empty(DType::f32, {2, 8, in.q.size(2)}, gpu);
-  Problem p = resolve(q, dense(k, v), options, {.o = o, .lse = lse, .max_logit = {}, .key_mass = {}});
+  Problem p =
+      resolve(q, dense(k, v), options, {.o = o, .lse = lse, .max_logit = {}, .key_mass = {}});
   p.args.o = o;
   p.args.lse = lse;
   Plan made = plan(p.spec, p.bounds, gpu);

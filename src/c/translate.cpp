@@ -166,21 +166,21 @@ void refresh(Args& args, Context& context, const undivided_options& o) {
 }
 
 void check_outputs(const Spec& spec, const Args& a) {
-  const auto want = [](const char* name, const View& v, DType dtype,
-                       std::initializer_list<std::int64_t> shape) {
-    bool same = v.rank == static_cast<int>(shape.size()) && v.dtype == dtype;
-    int axis = 0;
-    for (const std::int64_t n : shape) {
-      if (same) same = v.size(axis) == n;
-      ++axis;
-    }
-    if (!same)
-      refuse("{} is {}; {} [{}] is expected",
-             name,
-             v ? v.describe() : "not given",
-             name_of(dtype),
-             fmt::join(shape, ", "));
-  };
+  const auto want =
+      [](const char* name, const View& v, DType dtype, std::initializer_list<std::int64_t> shape) {
+        bool same = v.rank == static_cast<int>(shape.size()) && v.dtype == dtype;
+        int axis = 0;
+        for (const std::int64_t n : shape) {
+          if (same) same = v.size(axis) == n;
+          ++axis;
+        }
+        if (!same)
+          refuse("{} is {}; {} [{}] is expected",
+                 name,
+                 v ? v.describe() : "not given",
+                 name_of(dtype),
+                 fmt::join(shape, ", "));
+      };
   const View& q = a.q.data;
   if (q.rank != (spec.rows == RowKind::ragged ? 3 : 4))
     refuse("Q is {}; this plan is for {} rows",

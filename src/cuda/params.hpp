@@ -95,7 +95,7 @@ struct Params {
   long long total_q, total_k;  // packed rows (ragged), else unused
   IndexRef q_offsets, q_lengths, k_offsets, k_lengths;
   PageMap pages;  // paged keys
-  int origin;                        // OriginMode
+  int origin;     // OriginMode
   IndexRef q_origin, k_origin;
 
   // Data.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A score gets the score first; message: undivided::score wants a callable of a score and four positions
+// A score gets the score first; message: undivided::score wants a callable of a score and four
+// positions
 #include "undivided/undivided.hpp"
 
 undivided::Score good() {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A program of somebody else: one call through the public headers alone.
-#include <undivided/undivided.hpp>
-
 #include <cstdio>
+#include <undivided/undivided.hpp>
 
 int main() {
   const undivided::Tensor x = undivided::Tensor::zeros(undivided::DType::f32, {1, 2, 5, 8});
