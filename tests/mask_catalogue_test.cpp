@@ -76,6 +76,35 @@ TEST(MaskCatalogue, every_mask_equals_brute_force) {
   }
 }
 
+TEST(MaskCatalogue, rectangles_and_key_ranges_are_counted_exactly) {
+  const Sequence s = lengths(300, 413);
+  const MaskCatalogue catalogue(2048);
+  std::mt19937 random(9);
+  for (const CatalogueMask& m : catalogue.masks()) {
+    SCOPED_TRACE(m.name);
+    const std::vector<Sequence> one{s};
+    const auto plan = make_mask_plan(*bound(catalogue.mask(m), s), 1, one, inline_executor());
+    const auto& e = plan->entries[0];
+    for (int trial = 0; trial < 8; ++trial) {
+      const auto q0 = static_cast<std::int64_t>(random() % 300),
+                 k0 = static_cast<std::int64_t>(random() % 413);
+      const std::int64_t q1 = q0 + 1 + random() % (300 - q0), k1 = k0 + 1 + random() % (413 - k0);
+      std::int64_t pairs = 0, first = 413, end = 0;
+      for (std::int64_t q = q0; q < q1; ++q)
+        for (std::int64_t k = 0; k < 413; ++k) {
+          if (!masks::keeps(*plan, e, q, k)) continue;
+          pairs += k >= k0 && k < k1;
+          first = std::min(first, k);
+          end = std::max(end, k + 1);
+        }
+      ASSERT_EQ(plan->kept_pairs(e, q0, q1, k0, k1), pairs);
+      const auto range = plan->key_range(e, q0, q1);
+      ASSERT_EQ(range, end ? std::pair(first, end) : std::pair(std::int64_t{0}, std::int64_t{0}));
+    }
+    EXPECT_EQ(plan->kept_pairs(e, 0, 300, 0, 413), e.kept_pairs);
+  }
+}
+
 TEST(MaskCatalogue, a_plan_does_not_depend_on_the_number_of_workers) {
   const MaskCatalogue catalogue(8192);
   const std::vector<Sequence> one{lengths(8192, 8192)};

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace undivided {
@@ -50,6 +51,15 @@ class MaskPlan {
   /// Class of the part of the plan that covers queries [q0, q1) and keys [k0, k1) of an entry.
   BlockClass classify(
       const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
+  /// How many pairs of queries [q0, q1) and keys [k0, k1) are kept. Whole Full runs cost nothing;
+  /// each Partial block that the rectangle meets is counted.
+  std::int64_t kept_pairs(
+      const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
+  /// The smallest range [first, end) of keys that holds every key that queries [q0, q1) keep; an
+  /// empty one when they keep none. Looks at the ends of each row of blocks.
+  std::pair<std::int64_t, std::int64_t> key_range(const Entry& e,
+                                                  std::int64_t q0,
+                                                  std::int64_t q1) const;
 
   /// The same arrays on a CUDA device, when the plan was made for one.
   struct DeviceCopy {

@@ -78,6 +78,75 @@ BlockClass MaskPlan::classify(
   return seen.mixed() ? BlockClass::partial : seen.kept ? BlockClass::full : BlockClass::empty;
 }
 
+std::int64_t MaskPlan::kept_pairs(
+    const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const {
+  q0 = std::max<std::int64_t>(q0, 0);
+  k0 = std::max<std::int64_t>(k0, 0);
+  q1 = std::min(q1, e.q_len);
+  k1 = std::min(k1, e.k_len);
+  std::int64_t sum = 0;
+  if (k0 >= k1) return sum;
+  for (std::int64_t row = q0 / block; row * block < q1; ++row) {
+    const auto row_runs = runs_of(*this, e.query_runs, row);
+    const std::int64_t from = std::max(q0, row * block), to = std::min(q1, (row + 1) * block);
+    auto run = std::partition_point(
+        row_runs.begin(), row_runs.end(), [&](const Run& r) { return r.end * block <= k0; });
+    for (; run != row_runs.end() && run->begin * block < k1; ++run) {
+      if (run->tiles < 0) {
+        sum += (to - from) * (std::min<std::int64_t>(run->end * block, k1) -
+                              std::max<std::int64_t>(run->begin * block, k0));
+        continue;
+      }
+      for (std::int64_t k = std::max<std::int64_t>(run->begin, k0 / block);
+           k < run->end && k * block < k1;
+           ++k) {
+        const Tile& tile = tile_of(*this, *run, k);
+        const std::uint64_t columns = bits_between(std::max<std::int64_t>(k0 - k * block, 0),
+                                                   std::min<std::int64_t>(k1 - k * block, block));
+        for (std::int64_t i = from; i < to; ++i)
+          sum += __builtin_popcountll(tile[static_cast<std::size_t>(i - row * block)] & columns);
+      }
+    }
+  }
+  return sum;
+}
+
+std::pair<std::int64_t, std::int64_t> MaskPlan::key_range(const Entry& e,
+                                                          std::int64_t q0,
+                                                          std::int64_t q1) const {
+  q0 = std::max<std::int64_t>(q0, 0);
+  q1 = std::min(q1, e.q_len);
+  std::int64_t first = e.k_len, end = 0;
+  for (std::int64_t row = q0 / block; row * block < q1; ++row) {
+    const auto row_runs = runs_of(*this, e.query_runs, row);
+    const std::int64_t from = std::max(q0, row * block) - row * block,
+                       to = std::min(q1, (row + 1) * block) - row * block;
+    // The keys of block k that these rows keep.
+    const auto word = [&](const Run& run, std::int64_t k) {
+      if (run.tiles < 0) return ~std::uint64_t{0};
+      std::uint64_t keys = 0;
+      const Tile& tile = tile_of(*this, run, k);
+      for (std::int64_t i = from; i < to; ++i) keys |= tile[static_cast<std::size_t>(i)];
+      return keys;
+    };
+    bool found = false;
+    for (auto run = row_runs.begin(); run != row_runs.end() && !found; ++run)
+      for (std::int64_t k = run->begin; k < run->end && !found; ++k)
+        if (const std::uint64_t keys = word(*run, k)) {
+          first = std::min(first, k * block + __builtin_ctzll(keys));
+          found = true;
+        }
+    found = false;
+    for (auto run = row_runs.rbegin(); run != row_runs.rend() && !found; ++run)
+      for (std::int64_t k = run->end; k-- > run->begin && !found;)
+        if (const std::uint64_t keys = word(*run, k)) {
+          end = std::max(end, std::min(e.k_len, k * block + 64 - __builtin_clzll(keys)));
+          found = true;
+        }
+  }
+  return first < end ? std::pair{first, end} : std::pair<std::int64_t, std::int64_t>{0, 0};
+}
+
 bool masks::keeps(const MaskPlan& plan,
                   const MaskPlan::Entry& entry,
                   std::int64_t q,

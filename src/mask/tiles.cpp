@@ -418,8 +418,22 @@ std::int32_t TileMaker::atom(std::int32_t node) {
   } else {
     RowEvaluator& e = evaluators_[static_cast<std::size_t>(a.evaluator)];
     e.keys(k0, RowEvaluator::lanes);
-    for (std::size_t i = 0; i < tile.size(); ++i)
-      tile[i] = e.row(q0 + static_cast<std::int64_t>(i));
+    // Rows whose operands are equal are equal: each distinct one is evaluated once.
+    std::array<std::int8_t, 256> row_with;
+    row_with.fill(-1);
+    for (std::size_t i = 0; i < tile.size(); ++i) {
+      std::uint32_t hash = 0;
+      for (const std::size_t r : a.query)
+        hash = (hash ^ static_cast<std::uint32_t>(lanes_[q[r]][i])) * 0x9E3779B1u;
+      std::int8_t& place = row_with[hash >> 24];
+      const bool again = a.shared && !a.difference && place >= 0 &&
+                         std::all_of(a.query.begin(), a.query.end(), [&](std::size_t r) {
+                           return lanes_[q[r]][i] == lanes_[q[r]][static_cast<std::size_t>(place)];
+                         });
+      tile[i] =
+          again ? tile[static_cast<std::size_t>(place)] : e.row(q0 + static_cast<std::int64_t>(i));
+      place = static_cast<std::int8_t>(i);
+    }
   }
   const std::int32_t id = tiles_.id_of(tile);
   if (known) *known = id;
