@@ -16,13 +16,14 @@ namespace {
 
 constexpr int max_threads = 1024;
 
-constexpr std::array<Variable, 6> table{{
+constexpr std::array<Variable, 7> table{{
     {"UNDIVIDED_ISA", "scalar, avx2, avx512", "instruction set of the CPU backend"},
     {"UNDIVIDED_THREADS", "1 to 1024", "threads of the default executor"},
     {"UNDIVIDED_CACHE", "a folder", "where compiled kernels are kept"},
     {"UNDIVIDED_KERNELS", "a folder", "kernels compiled ahead, read before the cache"},
     {"UNDIVIDED_NVRTC", "a path", "the NVRTC library to open"},
     {"UNDIVIDED_CUDA", "a path, or none", "the CUDA driver library to open"},
+    {"UNDIVIDED_FAMILY", "sm90, portable", "forward kernels that a Hopper GPU prefers"},
 }};
 
 std::string_view read(const char* name) {
@@ -68,6 +69,12 @@ std::string cache_folder() {
 
 std::string kernel_folder() { return std::string(read("UNDIVIDED_KERNELS")); }
 std::string nvrtc() { return std::string(read("UNDIVIDED_NVRTC")); }
+std::string cuda_family() {
+  const std::string_view value = read("UNDIVIDED_FAMILY");
+  for (std::string_view legal : {"", "sm90", "portable"})
+    if (value == legal) return std::string(value);
+  refuse(table[6], value);
+}
 std::string cuda_driver() { return std::string(read("UNDIVIDED_CUDA")); }
 
 }  // namespace undivided::environment

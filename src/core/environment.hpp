@@ -20,6 +20,7 @@ int threads();                ///< UNDIVIDED_THREADS: 1..1024; 0 if not set
 std::string cache_folder();   ///< UNDIVIDED_CACHE, or undivided/ in the user's cache; "" if unknown
 std::string kernel_folder();  ///< UNDIVIDED_KERNELS: kernels compiled ahead; "" if not set
 std::string nvrtc();          ///< UNDIVIDED_NVRTC: path of libnvrtc; "" if not set
+std::string cuda_family();    ///< UNDIVIDED_FAMILY: "sm90", "portable"; "" if not set
 std::string cuda_driver();    ///< UNDIVIDED_CUDA: path of libcuda, or "none"; "" if not set
 
 }  // namespace undivided::environment

@@ -133,7 +133,7 @@ std::string KernelSource::hash() const {
   Hash h;
   h.add(text);
   for (const std::string& option : compile_options()) h.add(option);
-  h.add(fmt::format("{}", arch));
+  h.add(fmt::format("{}{}", arch, specific ? "a" : ""));
   return h.text();
 }
 
@@ -184,7 +184,7 @@ Kernel KernelCache::get(const std::function<KernelSource(int)>& source_for,
         fmt::format(
             "kernel {} is not compiled, and there is {}", sources.front().name, nvrtc.reason));
   const KernelSource source = source_for(target_for(device_arch));
-  Compiled made = compile(source.name, source.text, source.arch);
+  Compiled made = compile(source.name, source.text, source.arch, source.specific);
   kernel = {source.name,
             std::move(made.cubin),
             made.report,

@@ -19,7 +19,8 @@ namespace undivided::cuda {
 struct KernelSource {
   std::string name;
   std::string text;
-  int arch = 0;  // of the code: 80 for sm_80
+  int arch = 0;           // of the code: 80 for sm_80
+  bool specific = false;  // sm_90a, which no later card runs
   std::string hash() const;
 };
 

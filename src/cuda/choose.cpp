@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cuda/emit.hpp"
+#include "cuda/tuning.hpp"
 #include "expr/program.hpp"
 
 namespace undivided::cuda {
@@ -62,11 +63,28 @@ void choose_splits(
   c.splits = static_cast<int>(splits);
 }
 
-void choose_forward(const Spec& s, const Bounds& b, const DeviceInfo& device, Choice& c) {
+// Rows keep their bits whatever holds the keys, so an invariant plan stays with the family that
+// takes pages too.
+bool take_sm90(const Spec& s, const DeviceInfo& device, const KernelSpec& k, const char** why) {
+  if (device.arch() != 90)
+    *why = "compute capability 9.0 is needed";
+  else if (s.determinism == Determinism::invariant)
+    *why = "invariant rows keep one family";
+  else
+    return sm90_serves(k, why);
+  return false;
+}
+
+void choose_forward(
+    const Spec& s, const Bounds& b, const DeviceInfo& device, Family preferred, Choice& c) {
   KernelSpec k = base(s, KernelKind::forward);
   k.packed = s.group > 1 && k.mask != MaskKind::plan && b.max_q_len < k.tile_m() &&
              s.determinism != Determinism::invariant;
   choose_splits(s, b, device, k, c);
+  if (preferred == Family::sm90 && take_sm90(s, device, k, &c.not_sm90)) {
+    k.family = Family::sm90;
+    c.counter = 0;
+  }
   if (s.max_logit) c.kernels.push_back(base(s, KernelKind::init));
   c.kernels.push_back(k);
   if (k.split) c.kernels.push_back(base(s, KernelKind::combine));
@@ -86,10 +104,10 @@ void choose_backward(const Spec& s, Choice& c) {
 
 }  // namespace
 
-Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device) {
+Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, Family preferred) {
   Choice c;
   c.rows = query_rows(spec, bounds);
-  if (spec.op == Operation::forward) choose_forward(spec, bounds, device, c);
+  if (spec.op == Operation::forward) choose_forward(spec, bounds, device, preferred, c);
   if (spec.op == Operation::backward) choose_backward(spec, c);
   if (spec.op == Operation::merge) c.kernels.push_back(base(spec, KernelKind::merge));
   for (KernelSpec& k : c.kernels) k = canonical(k);
@@ -99,6 +117,7 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device) 
     c.workspace += static_cast<std::size_t>(parts(floats * 4, 256) * 256);
     return at;
   };
+  if (c.counter >= 0) c.counter = take(1);
   if (c.split_keys > 0) {
     c.partial_o = take(c.splits * c.rows * spec.dv);
     c.partial_lse = take(c.splits * c.rows);

@@ -150,6 +150,20 @@ class Driver {
   Call<GraphExecHandle, StreamHandle> cuGraphLaunch{*this, "cuGraphLaunch", K::launch};
   Call<GraphExecHandle> cuGraphExecDestroy{*this, "cuGraphExecDestroy", K::other};
   Call<GraphHandle> cuGraphDestroy{*this, "cuGraphDestroy", K::other};
+  // map, type, rank, base, extents, strides in bytes, box, steps, interleave, swizzle, L2, fill
+  Call<void*,
+       int,
+       unsigned,
+       void*,
+       const std::uint64_t*,
+       const std::uint64_t*,
+       const std::uint32_t*,
+       const std::uint32_t*,
+       int,
+       int,
+       int,
+       int>
+      cuTensorMapEncodeTiled{*this, "cuTensorMapEncodeTiled", K::query, false};
   Call<EventHandle*, unsigned> cuEventCreate{*this, "cuEventCreate", K::other};
   Call<EventHandle> cuEventDestroy{*this, "cuEventDestroy_v2", K::other};
   Call<EventHandle, StreamHandle> cuEventRecord{*this, "cuEventRecord", K::launch};

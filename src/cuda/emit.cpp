@@ -212,6 +212,7 @@ KernelSource source_of(const KernelSpec& spec, const Policies& policies, int arc
   KernelSource source;
   source.name = at.name();
   source.arch = arch;
+  source.specific = at.family == Family::sm90;
   source.text =
       expand_includes(compose(at,
                               tiles && at.mask == MaskKind::program ? policies.mask : std::string(),

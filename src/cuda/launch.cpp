@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "core/philox.hpp"
+#include "cuda/tuning.hpp"
 #include "problem/sequence.hpp"
 #include "undivided/error.hpp"
 
@@ -292,6 +293,95 @@ void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle 
   void* arguments[] = {&p};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(blocks),
+                        1,
+                        1,
+                        kernel.threads,
+                        1,
+                        1,
+                        kernel.shared_memory,
+                        stream,
+                        arguments,
+                        nullptr);
+}
+
+namespace {
+
+// As the kernel reads them; see kernels/work_sm90.cuh.
+struct alignas(64) TensorMap {
+  std::uint64_t words[16];
+};
+struct TensorMaps {
+  TensorMap q, k, v;
+};
+struct Schedule {
+  int tiles, section;
+  void* counter;
+};
+
+// Boxes of 64 columns by `rows` tokens with the 128-byte swizzle; outside the tensor: zeros.
+void encode(Driver& driver,
+            TensorMap& map,
+            DType dtype,
+            const MatrixRef& m,
+            int dim,
+            long long tokens,
+            int heads,
+            long long batch,
+            int rows) {
+  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
+  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
+  // The stride of an axis of one is not used, and may be anything.
+  const auto bytes = [&](long long stride, long long count) {
+    return count > 1 ? static_cast<std::uint64_t>(stride) * 2 : 16 * extent((dim + 7) / 8);
+  };
+  const std::uint64_t extents[4] = {extent(dim), extent(tokens), extent(heads), extent(batch)};
+  const std::uint64_t strides[3] = {
+      bytes(m.token, tokens), bytes(m.head, heads), bytes(m.batch, batch)};
+  const std::uint32_t box[4] = {64, static_cast<std::uint32_t>(rows), 1, 1};
+  const std::uint32_t steps[4] = {1, 1, 1, 1};
+  driver.cuTensorMapEncodeTiled(&map,
+                                dtype == DType::f16 ? type_f16 : type_bf16,
+                                4,
+                                m.data,
+                                extents,
+                                strides,
+                                box,
+                                steps,
+                                0,
+                                swizzle_128,
+                                promote_128,
+                                0);
+}
+
+}  // namespace
+
+void launch_sm90(Driver& driver,
+                 const LoadedKernel& kernel,
+                 Params& p,
+                 int multiprocessors,
+                 void* counter,
+                 StreamHandle stream) {
+  const KernelSpec& s = kernel.spec;
+  set_tiles(s, p);
+  const long long tiles = static_cast<long long>(p.q_tiles) * p.heads * p.batch;
+  if (tiles <= 0) return;
+  if (tiles > std::numeric_limits<int>::max() - 65536)
+    refuse("kernel {} has {} query tiles; at most 2147418111 are counted: split the batch",
+           kernel.info.name,
+           tiles);
+  const bool ragged_q = s.rows == RowKind::ragged, ragged_k = s.kv == KvKind::ragged;
+  const long long q_tokens = ragged_q ? p.total_q : p.max_q_len;
+  const long long k_tokens = ragged_k ? p.total_k : p.max_k_len;
+  const int q_batch = ragged_q ? 1 : p.batch, k_batch = ragged_k ? 1 : p.batch;
+  TensorMaps maps;
+  encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
+  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), counter};
+  driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
+  void* arguments[] = {&p, &maps, &schedule};
+  driver.cuLaunchKernel(kernel.function,
+                        static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),
                         1,
                         1,
                         kernel.threads,

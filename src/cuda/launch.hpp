@@ -26,6 +26,15 @@ IndexRef indices(const View& view);
 /// Sets the tile counts of this kernel's grid and launches it; an empty grid launches nothing.
 void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
 
+/// The same for the sm90 family: also encodes how the copy engine reads Q, K and V, and zeroes the
+/// counter of query tiles on the stream, so that a graph replays both.
+void launch_sm90(Driver& driver,
+                 const LoadedKernel& kernel,
+                 Params& p,
+                 int multiprocessors,
+                 void* counter,
+                 StreamHandle stream);
+
 /// Zeroes a float32 or 16-bit view; strided ones take one call a row of the outer axes.
 void zero(Driver& driver, const View& view, StreamHandle stream);
 

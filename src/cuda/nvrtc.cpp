@@ -227,7 +227,7 @@ const std::vector<std::string>& compile_options() {
   return options;
 }
 
-Compiled compile(const std::string& name, const std::string& text, int arch) {
+Compiled compile(const std::string& name, const std::string& text, int arch, bool specific) {
   const Opened& o = require_compiler();
   const auto begin = std::chrono::steady_clock::now();
   const auto check = [&](Status status, const char* call) {
@@ -241,7 +241,7 @@ Compiled compile(const std::string& name, const std::string& text, int arch) {
   check(o.api.create(&owner.program, text.c_str(), file.c_str(), 0, nullptr, nullptr),
         "nvrtcCreateProgram");
   std::vector<std::string> options = compile_options();
-  options.push_back(fmt::format("--gpu-architecture=sm_{}", arch));
+  options.push_back(fmt::format("--gpu-architecture=sm_{}{}", arch, specific ? "a" : ""));
   std::vector<const char*> pointers;
   for (const std::string& option : options) pointers.push_back(option.c_str());
   const Status status =

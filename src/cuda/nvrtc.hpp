@@ -44,6 +44,7 @@ const std::vector<std::string>& compile_options();
 
 /// Compiles one kernel. Raises Error{driver, plan} with the kernel's name and the first errors of
 /// the log, or Error{unsupported, plan} when there is no compiler. Safe from many threads.
-Compiled compile(const std::string& name, const std::string& text, int arch);
+/// `specific`: with the instructions of this architecture alone, sm_90a.
+Compiled compile(const std::string& name, const std::string& text, int arch, bool specific = false);
 
 }  // namespace undivided::cuda

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "core/environment.hpp"
 #include "cuda/backend.hpp"
 #include "cuda/choose.hpp"
 #include "cuda/launch.hpp"
@@ -19,7 +20,7 @@ class CudaPlan final : public Prepared {
         device_(device),
         spec_(spec),
         bounds_(bounds),
-        choice_(choose(spec, bounds, modules.driver().device(device))) {
+        choice_(choose(spec, bounds, modules.driver().device(device), family(modules.driver()))) {
     const Policies policies = policies_of(spec);
     for (const KernelSpec& k : choice_.kernels)
       kernels_.push_back(modules.get(k, policies, device, compile));
@@ -43,10 +44,31 @@ class CudaPlan final : public Prepared {
     place(args, static_cast<std::byte*>(workspace), p);
     for (const auto& kernel : kernels_)
       if (kernel->spec.kind != KernelKind::sink_gradient || p.dsink)
-        launch(driver_, *kernel, p, context.stream);
+        start(*kernel, p, static_cast<std::byte*>(workspace), context.stream);
   }
 
  private:
+  // The portable family is the default until the other has passed the whole grid of cases.
+  static Family family(const Driver& driver) {
+    const bool wanted = environment::cuda_family() == "sm90";
+    return wanted && driver.cuTensorMapEncodeTiled.found() ? Family::sm90 : Family::portable;
+  }
+
+  void start(const LoadedKernel& kernel,
+             Params& p,
+             std::byte* workspace,
+             StreamHandle stream) const {
+    if (kernel.spec.family == Family::sm90)
+      launch_sm90(driver_,
+                  kernel,
+                  p,
+                  driver_.device(device_).multiprocessors,
+                  workspace + choice_.counter,
+                  stream);
+    else
+      launch(driver_, kernel, p, stream);
+  }
+
   // Kernels add to these, or write only rows that a sequence uses.
   void zero_gradients(const Args& args, StreamHandle stream) const {
     if (spec_.captured) {
@@ -134,7 +156,12 @@ void CudaPlan::explain() {
   if (d.tensor_flops > 0 && d.bandwidth > 0)
     e.floor_seconds = std::max(e.flops / d.tensor_flops, e.bytes / d.bandwidth);
   e.workspace = choice_.workspace;
-  e.notes.push_back(fmt::format("portable: mma.sync and cp.async, sm_80 and later, on {}", d.name));
+  if (choice_.counter >= 0)
+    e.notes.push_back(fmt::format("sm90: TMA, wgmma and warp roles, on {}", d.name));
+  else
+    e.notes.push_back(
+        fmt::format("portable: mma.sync and cp.async, sm_80 and later, on {}", d.name));
+  if (choice_.not_sm90) e.notes.push_back(fmt::format("not the sm90 family: {}", choice_.not_sm90));
   for (const auto& k : kernels_) {
     const Kernel& i = k->info;
     e.notes.push_back(

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <vector>
 
+#include "cuda/tuning.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::cuda {
@@ -59,6 +60,7 @@ int chunk_width(int d, int n) { return rounded(parts(d, n), 16); }
 int KernelSpec::tile_m() const {
   const int d = std::max(dqk, dv);
   const bool heavy = score || dropout || mask == MaskKind::program;  // needs registers of its own
+  if (family == Family::sm90) return sm90_tile(*this).warpgroups * 64;
   switch (kind) {
     case KernelKind::forward:
       return 64;
@@ -76,6 +78,7 @@ int KernelSpec::tile_m() const {
 int KernelSpec::tile_n() const {
   const int d = std::max(dqk, dv);
   const bool heavy = score || dropout || mask == MaskKind::program;
+  if (family == Family::sm90) return sm90_tile(*this).keys;
   switch (kind) {
     case KernelKind::forward: {
       const int wide = std::max(dqk, chunk_width(dv, dv_chunks()));
@@ -102,6 +105,7 @@ int KernelSpec::chunks() const {
 }
 
 int KernelSpec::threads() const {
+  if (family == Family::sm90) return sm90_tile(*this).threads();
   switch (kind) {
     case KernelKind::forward:
     case KernelKind::backward_q:
@@ -126,6 +130,7 @@ int KernelSpec::min_blocks() const {
 }
 
 std::size_t KernelSpec::shared_memory() const {
+  if (family == Family::sm90) return sm90_shared_memory(*this);
   // Rows are padded by 16 bytes: an odd number of 16-byte chunks, so ldmatrix meets no conflict.
   const auto tile = [](int count, int d) {
     return static_cast<std::size_t>(count) * static_cast<std::size_t>(rounded(d, 16) + 8) * 2;
@@ -155,6 +160,8 @@ KernelSpec canonical(KernelSpec s) {
     s.dqk = none.dqk;
   }
   if (s.kind != KernelKind::forward) s.packed = s.split = false;
+  if (s.kind != KernelKind::forward) s.family = Family::portable;
+  if (s.family == Family::sm90) s.arch = 90;
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
@@ -171,8 +178,14 @@ KernelSpec canonical(KernelSpec s) {
 }
 
 std::string KernelSpec::name() const {
-  std::string text = fmt::format(
-      "{}.sm{}.{}.o{}.d{}.v{}", info(kind).name, arch, name_of(dtype), name_of(out), dqk, dv);
+  std::string text = fmt::format("{}.sm{}{}.{}.o{}.d{}.v{}",
+                                 info(kind).name,
+                                 arch,
+                                 family == Family::sm90 ? "a" : "",
+                                 name_of(dtype),
+                                 name_of(out),
+                                 dqk,
+                                 dv);
   if (has_tiles(kind))
     text += fmt::format(".m{}n{}.{}.{}",
                         tile_m(),
@@ -237,7 +250,11 @@ KernelSpec KernelSpec::parse(std::string_view name) {
       std::begin(kinds), std::end(kinds), [&](const KindName& k) { return kind_word == k.name; });
   if (found == std::end(kinds)) return fail("unknown kind");
   s.kind = found->kind;
-  if (!number("sm", s.arch)) return fail("expected sm<arch>");
+  if (at < words.size() && words[at] == "sm90a") {
+    s.family = Family::sm90;
+    words[at].remove_suffix(1);
+  }
+  if (!number("sm", s.arch)) return fail("expected sm<arch> or sm90a");
   if (!type(next(), s.dtype)) return fail("expected f16 or bf16");
   const std::string_view out_word = next();
   if (out_word.empty() || out_word[0] != 'o' || !type(out_word.substr(1), s.out))
@@ -271,11 +288,15 @@ KernelSpec KernelSpec::parse(std::string_view name) {
   }
   if (s.dqk < 8 || s.dqk > 512 || s.dqk % 8 || s.dv < 8 || s.dv > 512 || s.dv % 8)
     return fail("head dims are multiples of 8 from 8 to 512");
+  if (s.family == Family::sm90)
+    if (const char* why = nullptr; !sm90_serves(s, &why))
+      return fail(fmt::format("no sm90a kernel serves {}", why));
   if (s.name() != name) return fail(fmt::format("these words mean '{}'", s.name()));
   return s;
 }
 
 std::string compose(const KernelSpec& s, std::string_view mask, std::string_view score) {
+  if (s.family == Family::sm90) return compose_sm90(s, mask, score);
   const KindName& k = info(s.kind);
   std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), k.file);
   text += "namespace undivided::cuda {\n\n";

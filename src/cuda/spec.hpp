@@ -24,12 +24,15 @@ enum class KernelKind : std::uint8_t {
   merge,          // two partial results, or one, plus a sink
   init,           // max_logit = -inf
 };
+/// portable: mma.sync and cp.async, every target from sm_80. sm90: TMA and wgmma, sm_90a alone.
+enum class Family : std::uint8_t { portable, sm90 };
 enum class MaskKind : std::uint8_t { full, band, program, plan };
 
 /// Only what changes machine code. Programs themselves are text: the cache key holds them.
 struct KernelSpec {
   KernelKind kind = KernelKind::forward;
-  int arch = 80;  // the target: sm_<arch>; the family needs 80 or later
+  Family family = Family::portable;  // forward only
+  int arch = 80;                     // the target: sm_<arch>, 80 or later; family sm90: sm_90a
   DType dtype = DType::bf16;
   DType out = DType::bf16;  // of O, or of the gradients: dtype or f32
   int dqk = 64, dv = 64;    // multiples of 8, 8..512
@@ -52,8 +55,9 @@ struct KernelSpec {
   int chunks() const;     // backward: column chunks of the gradients, each with its own CTA
   int threads() const;
   int min_blocks() const;             // of one multiprocessor, for the register allocator
-  std::size_t shared_memory() const;  // dynamic, at most 99 KB
+  std::size_t shared_memory() const;  // dynamic; portable: at most 99 KB, sm90: 227 KB
 
+  /// "fwd.sm90a..." is the sm90 family;
   /// "fwd.sm80.bf16.obf16.d128.v128.m64n64.band.identity.dense.paged.packed.split"
   std::string name() const;
   static KernelSpec parse(std::string_view name);  // raises Error{invalid_argument}

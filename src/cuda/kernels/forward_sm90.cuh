@@ -7,9 +7,9 @@
 //   for j = 1...: start S_j = Q K_j^T; start O += P_(j-1) V_(j-1); wait for S_j; softmax(S_j) while
 //   the second product runs; wait for O; P_j = S_j rounded; O = O * 2^(m - m')
 // (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has one buffer, K and
-// V `stages` each. CTAs are persistent: tile blockIdx.x, then every gridDim.x-th, or the next of a
-// counter. V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a
-// neighbour left there may be NaN. Rows are stored from registers, so nothing else is touched.
+// V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter. V rows past
+// the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour left there may
+// be NaN. Rows are stored from registers, so nothing else is touched.
 #pragma once
 
 #include "kernels/softmax_sm90.cuh"
@@ -35,8 +35,11 @@ struct Producer90 {
   Ring<C::stages> k, v;
   unsigned tail_parity = 0;
 
-  __device__ void load_k(const Sequence& s, KeyTiles<C>& tiles, int head, int b) {
-    const unsigned full = base + L::k_full + 8 * k.at();
+  // Of the query tile at hand.
+  int token, kv_head, k_batch;  // of key 0, in the tensor maps
+  int clean;                    // V rows from here on are another's
+
+  __device__ void load_k(KeyTiles<C>& tiles) {
     mbarrier_wait(base + L::k_empty + 8 * k.at(), k.parity() ^ 1);
     const int tile = tiles.tile;
     if constexpr (KeyTiles<C>::planned) {
@@ -60,27 +63,26 @@ struct Producer90 {
       tiles.next();
     }
     if (lead) {
+      const unsigned full = base + L::k_full + 8 * k.at();
       mbarrier_expect(full, L::k_bytes);
       load_slabs<L::q_slabs, L::k_slab>(base + L::k_at + L::k_bytes * k.at(),
                                         maps.k,
                                         full,
-                                        static_cast<int>(s.k_first) + tile * C::n,
-                                        head,
-                                        b);
+                                        token + tile * C::n,
+                                        kv_head,
+                                        k_batch);
     }
     k.next();
   }
 
-  __device__ void load_v(const Sequence& s, int tile, int head, int b, bool foreign) {
-    const unsigned full = base + L::v_full + 8 * v.at(), to = base + L::v_at + L::v_bytes * v.at();
+  __device__ void load_v(int tile) {
     mbarrier_wait(base + L::v_empty + 8 * v.at(), v.parity() ^ 1);
-    const int j0 = tile * C::n, valid = s.k_len - j0;
-    const bool dirty = foreign && valid < C::n;
+    const unsigned full = base + L::v_full + 8 * v.at(), to = base + L::v_at + L::v_bytes * v.at();
+    const bool dirty = (tile + 1) * C::n > clean;
     const unsigned barrier = dirty ? base + L::tail : full;
     if (lead) {
       mbarrier_expect(barrier, L::v_bytes);
-      load_slabs<L::v_slabs, L::k_slab>(
-          to, maps.v, barrier, static_cast<int>(s.k_first) + j0, head, b);
+      load_slabs<L::v_slabs, L::k_slab>(to, maps.v, barrier, token + tile * C::n, kv_head, k_batch);
     }
     if (dirty) {
       mbarrier_wait(barrier, tail_parity);
@@ -89,7 +91,8 @@ struct Producer90 {
 #pragma unroll 1
       for (int i = 0; i < L::v_slabs; ++i)
 #pragma unroll 1
-        for (unsigned at = to + i * L::k_slab + valid * 128 + (threadIdx.x & 31) * 16;
+        for (unsigned at =
+                 to + i * L::k_slab + (clean - tile * C::n) * 128 + (threadIdx.x & 31) * 16;
              at < to + (i + 1) * L::k_slab;
              at += 512)
           store_shared(at, zero);
@@ -104,31 +107,31 @@ struct Producer90 {
     const Sequence s = sequence<C>(p, w.b);
     KeyTiles<C> tiles(p, s, w.b, w.head, w.q_tile * C::m);
     if (!tiles.valid()) return;
-    const int kv_head = w.head / p.group;
-    const int q_batch = C::rows == RowKind::ragged ? 0 : w.b;
-    const int k_batch = C::kv == KvKind::ragged ? 0 : w.b;
-    const bool foreign = C::kv == KvKind::ragged || p.k_lengths.data;
-    const unsigned full = base + L::q_full + 8 * q.at();
+    token = static_cast<int>(s.k_first);
+    kv_head = w.head / p.group;
+    k_batch = C::kv == KvKind::ragged ? 0 : w.b;
+    clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len : 0x7fffffff;
     mbarrier_wait(base + L::q_empty + 8 * q.at(), q.parity() ^ 1);
     if (lead) {
+      const unsigned full = base + L::q_full + 8 * q.at();
       mbarrier_expect(full, L::q_bytes);
       load_slabs<L::q_slabs, L::q_slab>(base + L::q_bytes * q.at(),
                                         maps.q,
                                         full,
                                         static_cast<int>(s.q_first) + w.q_tile * C::m,
                                         w.head,
-                                        q_batch);
+                                        C::rows == RowKind::ragged ? 0 : w.b);
     }
     q.next();
     int last = tiles.tile;
-    load_k(s, tiles, kv_head, k_batch);
+    load_k(tiles);
     while (tiles.valid()) {
       const int now = tiles.tile;
-      load_k(s, tiles, kv_head, k_batch);
-      load_v(s, last, kv_head, k_batch, foreign);
+      load_k(tiles);
+      load_v(last);
       last = now;
     }
-    load_v(s, last, kv_head, k_batch, foreign);
+    load_v(last);
   }
 };
 
@@ -177,17 +180,24 @@ struct Consumer90 {
     if constexpr (C::pingpong) named_barrier_arrive(1 + (group + 1) % C::warpgroups, 256);
   }
 
-  __device__ __forceinline__ void tile(const Work& w) {
-    const Sequence s = sequence<C>(p, w.b);
-    const int row0 = w.q_tile * C::m;
-    const int thread = threadIdx.x & 127;
+  /// The rows of the query tile that the loader wrote at `slot`.
+  __device__ __forceinline__ Rows90 rows_at(unsigned slot) {
     Rows90 r;
-    r.b = w.b;
-    r.head = w.head;
-    r.first = row0 + group * 64;
-    r.last = maximum(r.first, minimum(r.first + 63, s.q_len - 1));
+    const int thread = threadIdx.x & 127;
+    r.first = load_shared_word(slot) * C::m + group * 64;
+    r.head = load_shared_word(slot + 4);
+    r.b = load_shared_word(slot + 8);
     r.mine = r.first + thread / 32 * 16 + (thread & 31) / 4;
-    KeyTiles<C> tiles(p, s, w.b, w.head, row0);
+    return r;
+  }
+
+  __device__ __forceinline__ void tile(unsigned slot) {
+    Rows90 r = rows_at(slot);
+    const Sequence s = sequence<C>(p, r.b);
+    const int row0 = r.first - group * 64;
+    r.last = maximum(r.first, minimum(r.first + 63, s.q_len - 1));
+    r.limit<C>(p, s);
+    KeyTiles<C> tiles(p, s, r.b, r.head, row0);
     const bool scaled = Score::identity && p.scale > 0.0f;
     const float unit = scaled ? p.scale * log2_e : log2_e;
     const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
@@ -293,7 +303,9 @@ struct Consumer90 {
       }
     }
     if (any) q.next();
-    finish_rows90<C>(p, s, r, out, soft, unit);
+    // Read again: kept through the loop they would cost registers.
+    const Rows90 again = rows_at(slot);
+    finish_rows90<C>(p, sequence<C>(p, again.b), again, out, soft, unit);
   }
 
   /// Zeros the weights that dropout drops; the rest are scaled at the end.
@@ -348,37 +360,31 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
   if (group == C::warpgroups) {
     lower_registers<C::producer_registers>();
     if (threadIdx.x / 32 != C::warpgroups * 4) return;
-    Producer90<C> producer{p, maps, base, (threadIdx.x & 31) == 0};
+    Producer90<C> producer{p, maps, base, (threadIdx.x & 31) == 0, {}, {}, {}, 0, 0, 0, 0, 0};
     if (producer.lead) {
       tma_prefetch(maps.q);
       tma_prefetch(maps.k);
       tma_prefetch(maps.v);
     }
-    if constexpr (C::dynamic) {
-      Ring<2> ring;
-      int at = blockIdx.x;
-      while (true) {
-        mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
-        const bool done = at >= schedule.tiles;
-        Work work{-1, 0, 0};
-        if (!done) work = work_at(p, schedule, at);
-        int next = 0;
-        if (producer.lead) {
-          const unsigned slot = base + L::work + 12 * ring.at();
-          store_shared_word(slot, work.q_tile);
-          store_shared_word(slot + 4, work.head);
-          store_shared_word(slot + 8, work.b);
-          mbarrier_arrive(base + L::work_full + 8 * ring.at());
-          if (!done) next = atomicAdd(schedule.counter, 1) + gridDim.x;
-        }
-        ring.next();
-        if (done) break;
-        producer.tile(work);
-        at = __shfl_sync(0xffffffffu, next, 0);
+    Ring<2> ring;
+    for (int at = blockIdx.x;;) {
+      mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
+      const bool done = at >= schedule.tiles;
+      Work work{-1, 0, 0};
+      if (!done) work = work_at(p, schedule, at);
+      int next = 0;
+      if (producer.lead) {
+        const unsigned slot = base + L::work + 12 * ring.at();
+        store_shared_word(slot, work.q_tile);
+        store_shared_word(slot + 4, work.head);
+        store_shared_word(slot + 8, work.b);
+        mbarrier_arrive(base + L::work_full + 8 * ring.at());
+        if (!done) next = atomicAdd(schedule.counter, 1) + gridDim.x;
       }
-    } else {
-      for (int at = blockIdx.x; at < schedule.tiles; at += gridDim.x)
-        producer.tile(work_at(p, schedule, at));
+      ring.next();
+      if (done) break;
+      producer.tile(work);
+      at = __shfl_sync(0xffffffffu, next, 0);
     }
   } else {
     raise_registers<C::consumer_registers>();
@@ -386,22 +392,13 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     if constexpr (C::pingpong) {
       if (group == C::warpgroups - 1) consumer.your_turn();
     }
-    if constexpr (C::dynamic) {
-      Ring<2> ring;
-      while (true) {
-        mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
-        const unsigned slot = base + L::work + 12 * ring.at();
-        const Work work{load_shared_word(slot), load_shared_word(slot + 4),
-                        load_shared_word(slot + 8)};
-        __syncwarp();
-        consumer.free(L::work_empty + 8 * ring.at());
-        ring.next();
-        if (work.q_tile < 0) break;
-        consumer.tile(work);
-      }
-    } else {
-      for (int at = blockIdx.x; at < schedule.tiles; at += gridDim.x)
-        consumer.tile(work_at(p, schedule, at));
+    for (Ring<2> ring;; ring.next()) {
+      mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
+      const unsigned slot = base + L::work + 12 * ring.at();
+      if (load_shared_word(slot) < 0) break;
+      consumer.tile(slot);
+      __syncwarp();
+      consumer.free(L::work_empty + 8 * ring.at());
     }
   }
 }

@@ -11,8 +11,29 @@ namespace undivided::cuda {
 /// One query tile as a thread of a consumer sees it.
 struct Rows90 {
   int b, head;
-  int first, last;  // local rows of the warpgroup that are inside the sequence
-  int mine;         // the upper of the thread's two rows
+  int first, last;            // local rows of the warpgroup that are inside the sequence
+  int mine;                   // the upper of the thread's two rows
+  int low[2], high[2];        // they keep keys [low, high] of a band or of the length
+  int clear_low, clear_high;  // every row of the warpgroup keeps these
+
+  template <class C>
+  __device__ __forceinline__ void limit(const Params& p, const Sequence& s) {
+    const auto from = [&](int row) {
+      if constexpr (C::mask != MaskKind::band) return 0;
+      return static_cast<int>(clamped<long long>(Band(p, s).first_key(row), 0, 0x7fffffff));
+    };
+    const auto to = [&](int row) {
+      if constexpr (C::mask != MaskKind::band) return s.k_len - 1;
+      return static_cast<int>(clamped<long long>(Band(p, s).last_key(row), -1, s.k_len - 1));
+    };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      low[half] = from(mine + 8 * half);
+      high[half] = to(mine + 8 * half);
+    }
+    clear_low = from(last);
+    clear_high = to(first);
+  }
 };
 
 /// Score modifications, and -inf where masked. `scaled`: leave the scale to the exponent.
@@ -62,7 +83,6 @@ __device__ __forceinline__ void score_tile90(const Params& p,
         for (int e = 0; e < 4; ++e)
           if (!(keep[e >> 1] >> (i * 8 + (e & 1)) & 1)) acc[block * 8 + i][e] = -infinity();
     }
-    if (j0 + C::n <= s.k_len) return;
   }
 
   if constexpr (C::mask == MaskKind::program) {
@@ -78,23 +98,10 @@ __device__ __forceinline__ void score_tile90(const Params& p,
     return;
   }
 
-  long long low = 0, high = s.k_len - 1;
-  bool look = j0 + C::n > s.k_len;
-  if constexpr (C::mask == MaskKind::band) {
-    const Band band(p, s);
-    look |= band.first_key(r.last) > j0 || band.last_key(r.first) < j0 + C::n - 1;
-  }
-  if (!look) return;
+  if (j0 >= r.clear_low && j0 + C::n - 1 <= r.clear_high) return;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    long long from = low, to = high;
-    if constexpr (C::mask == MaskKind::band) {
-      const Band band(p, s);
-      from = maximum(from, band.first_key(r.mine + 8 * half));
-      to = minimum(to, band.last_key(r.mine + 8 * half));
-    }
-    const int a = static_cast<int>(clamped<long long>(from - j0 - t, -C::n, C::n));
-    const int z = static_cast<int>(clamped<long long>(to - j0 - t, -C::n, C::n));
+    const int a = r.low[half] - j0 - t, z = r.high[half] - j0 - t;
 #pragma unroll
     for (int i = 0; i < n; ++i)
 #pragma unroll

@@ -20,7 +20,7 @@ struct TensorMaps {
 struct Schedule {
   int tiles;     // q_tiles * heads * batch
   int section;   // heads times batch of a section
-  int* counter;  // dynamic: zero at launch
+  int* counter;  // of the tiles after the first of each CTA: zero at launch
 };
 
 struct Work {
@@ -48,7 +48,7 @@ struct Shared90 {
   static constexpr int v_full = k_empty + 8 * C::stages, v_empty = v_full + 8 * C::stages;
   static constexpr int work_full = v_empty + 8 * C::stages, work_empty = work_full + 16;
   static constexpr int tail = work_empty + 16;  // counts the bytes of a last V tile
-  static constexpr int work = tail + 8;         // dynamic: two query tiles as three numbers
+  static constexpr int work = tail + 8;         // two query tiles as three numbers
   // Plans: per stage the key tile, whether another follows, and a class per 64 x 64 block.
   static constexpr int blocks = C::mask == MaskKind::plan ? C::n / 64 : 0;
   static constexpr int info_bytes = blocks ? 8 + 4 * blocks * C::warpgroups : 0;

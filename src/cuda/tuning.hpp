@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiles, stages and registers of the sm90 forward kernels, each with what was measured for it.
+#pragma once
+
+#include "cuda/spec.hpp"
+
+namespace undivided::cuda {
+
+struct Sm90Tile {
+  int warpgroups = 2;  // of 64 query rows; one more loads
+  int keys = 128;      // of a tile
+  int stages = 2;      // of K and of V
+  int q_stages = 1;
+  int slack = 0;  // log2 by which a row's maximum may grow before O is rescaled; 0: none
+  int producer_registers = 40, consumer_registers = 232;
+
+  int threads() const { return 128 * (warpgroups + 1); }
+};
+
+Sm90Tile sm90_tile(const KernelSpec& spec);
+
+/// Can the sm90 family run this forward kernel, whatever the bounds? `why` says what it lacks.
+bool sm90_serves(const KernelSpec& spec, const char** why);
+
+std::size_t sm90_shared_memory(const KernelSpec& spec);
+std::string compose_sm90(const KernelSpec& spec, std::string_view mask, std::string_view score);
+
+/// (batch, head) pairs whose keys and values stay in L2 together.
+int sm90_section(const KernelSpec& spec, const Params& p);
+
+}  // namespace undivided::cuda

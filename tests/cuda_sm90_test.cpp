@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims about the sm90 family: names, sizes, who gets it, and that its kernels compile cleanly.
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "cuda/cache.hpp"
+#include "cuda/choose.hpp"
+#include "cuda/emit.hpp"
+#include "cuda/nvrtc.hpp"
+#include "cuda/tuning.hpp"
+#include "cuda_specs.hpp"
+#include "undivided/error.hpp"
+
+using namespace undivided;
+using namespace undivided::cuda;
+
+namespace {
+
+std::vector<KernelSpec> sm90_specs() {
+  std::vector<KernelSpec> out;
+  const auto add = [&](int dqk, int dv, MaskKind mask, RowKind rows, DType type, auto change) {
+    KernelSpec k;
+    k.family = Family::sm90;
+    k.dqk = dqk;
+    k.dv = dv;
+    k.mask = mask;
+    k.rows = rows;
+    k.kv = rows == RowKind::ragged ? KvKind::ragged : KvKind::dense;
+    k.dtype = k.out = type;
+    change(k);
+    out.push_back(canonical(k));
+  };
+  const auto same = [](KernelSpec&) {};
+  for (const int d : {64, 128, 256})
+    for (const MaskKind mask : {MaskKind::full, MaskKind::band, MaskKind::plan})
+      for (const RowKind rows : {RowKind::dense, RowKind::ragged})
+        add(d, d, mask, rows, DType::bf16, same);
+  for (const int d : {8, 72, 96, 192}) add(d, d, MaskKind::band, RowKind::dense, DType::f16, same);
+  add(192, 128, MaskKind::full, RowKind::dense, DType::bf16, same);
+  add(128, 256, MaskKind::band, RowKind::dense, DType::f16, same);
+  add(128, 128, MaskKind::full, RowKind::dense, DType::bf16, [](KernelSpec& k) {
+    k.out = DType::f32;
+  });
+  return out;
+}
+
+}  // namespace
+
+TEST(CudaSm90, NamesSayTheFamilyAndCanBeRead) {
+  for (const KernelSpec& k : sm90_specs()) {
+    EXPECT_EQ(k.name().rfind("fwd.sm90a.", 0), 0u) << k.name();
+    EXPECT_EQ(KernelSpec::parse(k.name()), k) << k.name();
+  }
+  KernelSpec paged;
+  paged.family = Family::sm90;
+  paged.kv = KvKind::paged;
+  EXPECT_THROW(KernelSpec::parse(canonical(paged).name()), Error);
+}
+
+TEST(CudaSm90, TilesFitTheSharedMemoryAndTheRegistersOfOneMultiprocessor) {
+  for (const KernelSpec& k : sm90_specs()) {
+    const Sm90Tile t = sm90_tile(k);
+    EXPECT_LE(k.shared_memory(), 227u * 1024) << k.name();
+    // What the launch gives each thread, in steps of 8, is all that the roles can share.
+    const int granted = 65536 / t.threads() / 8 * 8 * (t.warpgroups + 1);
+    EXPECT_LE(t.producer_registers + t.warpgroups * t.consumer_registers, granted) << k.name();
+    EXPECT_EQ(t.keys % (k.mask == MaskKind::plan ? 64 : 16), 0) << k.name();
+  }
+}
+
+TEST(CudaSm90, IsTakenOnlyWhereItServes) {
+  DeviceInfo hopper, ada;
+  hopper.major = 9;
+  ada.major = 8;
+  ada.minor = 9;
+  hopper.multiprocessors = ada.multiprocessors = 132;
+  Spec s;
+  s.op = Operation::forward;
+  s.dtype = s.out_dtype = DType::bf16;
+  s.dqk = s.dv = 128;
+  s.group = 1;
+  s.aligned = true;
+  Bounds b;
+  b.batch = 2;
+  b.kv_heads = 16;
+  b.max_q_len = b.max_k_len = 8192;
+  const auto taken = [&](const DeviceInfo& d, Family preferred = Family::sm90) {
+    return choose(s, b, d, preferred).kernels.front().family == Family::sm90;
+  };
+  EXPECT_TRUE(taken(hopper));
+  EXPECT_GE(choose(s, b, hopper, Family::sm90).workspace, 4u);
+  EXPECT_FALSE(taken(hopper, Family::portable));
+  EXPECT_FALSE(taken(ada));
+  s.determinism = Determinism::invariant;
+  EXPECT_FALSE(taken(hopper));
+  s.determinism = Determinism::fast;
+  s.kv = KvKind::paged;
+  EXPECT_FALSE(taken(hopper));
+  s.kv = KvKind::dense;
+  b.batch = 1;
+  b.kv_heads = 1;
+  b.max_q_len = 1;
+  EXPECT_FALSE(taken(hopper));  // one query: keys are split
+}
+
+TEST(CudaSm90, KernelsCompileWithoutSpills) {
+  if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+  const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
+  for (const KernelSpec& spec : sm90_specs()) {
+    const Kernel k = cache.get(
+        [&](int arch) { return source_of(spec, Policies{}, arch); }, 90, Compile::allowed);
+    EXPECT_EQ(k.report.spill_bytes, 0) << k.name;
+    EXPECT_EQ(k.report.stack_bytes, 0) << k.name;
+  }
+}
