@@ -39,6 +39,8 @@ if(support_sources)
   set(support_library test_support)
 endif()
 
+include(cmake/lab.cmake)
+
 set(areas)
 foreach(source IN LISTS test_sources)
   get_filename_component(name ${source} NAME)
@@ -56,6 +58,9 @@ foreach(area IN LISTS areas)
   add_executable(test_${area} ${sources_${area}})
   undivided_settings(test_${area})
   target_link_libraries(test_${area} PRIVATE ${support_library} test_settings GTest::gtest_main)
+  if(area STREQUAL "variants")
+    target_link_libraries(test_${area} PRIVATE undivided_lab)
+  endif()
   # The lowest layers are tested without anything above them.
   if(TARGET undivided_check AND NOT area MATCHES "^(core|expr|mask|problem)$")
     target_link_libraries(test_${area} PRIVATE undivided_check)
