@@ -68,13 +68,19 @@ int run(int argc, char** argv) {
       "exit codes: 0 done, 1 a check or gate failed, 2 the request cannot be honoured, 3 it "
       "failed\n"
       "while running, 130 interrupted");
-  const Command commands[] = {add_demo(main),
-                              add_attend(main),
-                              add_check(main),
-                              add_bench(main),
-                              add_mask(main),
-                              add_explain(main),
-                              add_info(main)};
+  const Command commands[] = {
+      add_demo(main),
+      add_attend(main),
+      add_check(main),
+      add_bench(main),
+      add_mask(main),
+      add_explain(main),
+      add_info(main),
+#ifdef UNDIVIDED_WITH_NN
+      add_train(main),
+      add_translate(main),
+#endif
+  };
   const bool json = std::any_of(
       argv + 1, argv + argc, [](const char* word) { return std::string_view(word) == "--json"; });
   try {

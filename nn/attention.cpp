@@ -33,10 +33,8 @@ View lengths_of(const std::vector<std::int32_t>& lengths) {
 Options options_of(bool causally, Align align, double dropout, std::uint64_t seed) {
   static const Mask mask = causal();
   Options o;
-  if (causally) {
-    o.mask = mask;
-    o.align = align;
-  }
+  if (causally) o.mask = mask;
+  if (causally || dropout > 0) o.align = align;  // both read positions
   o.dropout = dropout;
   o.seed = seed;
   return o;
