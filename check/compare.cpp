@@ -146,6 +146,8 @@ Comparison compare(const Reading& result,
   if (c.limit < floor) {  // the oracle is near zero by cancellation: judge by what cancelled
     c.limit = floor;
     c.relative_l1_limit = INFINITY;
+    c.gain = 1;
+    c.bias = 0;
   }
   if (c.max_abs > c.limit)
     return fail(

@@ -285,7 +285,9 @@ class Runner {
 std::vector<std::vector<Reading>> twins_of(const Case& c, const Problem& p) {
   std::vector<std::vector<Reading>> out;
   if (!c.backward() && !is_float16(c.dtype)) return {twin_forward(p)};
-  const int runs = !is_float16(c.dtype) || c.cost() > 4e6 ? 1 : c.cost() > 4e5 ? 3 : 8;
+  const int runs = !is_float16(c.dtype) || c.cost() > 4e6 || c.cost() == 0 ? 1
+                   : c.cost() > 4e5                                        ? 3
+                                                                           : 8;
   for (int r = 0; r < runs; ++r)
     out.push_back(c.backward() ? twin_backward(p, 0.087 * r) : twin_forward(p, 0.087 * r));
   return out;

@@ -48,8 +48,8 @@ float dot_abs(const float* a, const float* b, std::size_t n) {
 void axpy(float scale, const float* x, float* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] += scale * x[i];
 }
-void axpy_abs(float scale, const float* x, float* y, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) y[i] += std::fabs(scale * x[i]);
+void axpy_square(float scale, const float* x, float* y, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) y[i] += scale * x[i] * (scale * x[i]);
 }
 
 /// One sequence and one query head, with everything as float.
@@ -186,28 +186,22 @@ std::vector<Reading> twin_forward(const Problem& p, double nudge) {
 
 namespace {
 
-/// A gradient tensor in float, with the sizes of what was added: sum |x| and sum x^2.
+/// A gradient tensor in float, and the squared sizes of what was added, before any cancelled.
 struct Gathered {
-  Floats sum, absolute;
-  std::vector<double> squares;
-  explicit Gathered(std::size_t n = 0) : sum(n, 0), absolute(n, 0), squares(n, 0) {}
-  void add(std::size_t i, float x) {
-    sum[i] += x;
-    absolute[i] += std::fabs(x);
-    squares[i] += static_cast<double>(x) * x;
-  }
+  Floats sum, squares;
+  explicit Gathered(std::size_t n = 0) : sum(n, 0), squares(n, 0) {}
 };
 
-Reading finish(const std::string& name, DType dtype, const Gathered& g, double independent) {
+/// `unit` is the relative error of one contribution; those of many add in squares.
+Reading finish(const std::string& name, DType dtype, const Gathered& g, double unit) {
   Reading r{name, dtype, {}, 0};
   for (std::size_t i = 0; i < g.sum.size(); ++i) {
     r.values.push_back(round_to(dtype, g.sum[i]));
-    r.floor = std::max({r.floor,
-                        static_cast<double>(g.absolute[i]) * 0x1p-24,
-                        independent * std::sqrt(g.squares[i])});
+    r.floor = std::max(r.floor, unit * std::sqrt(static_cast<double>(g.squares[i])));
   }
   return r;
 }
+constexpr double few_float_roundings = 0x1p-22;
 
 /// The backward of one problem: shares K and V gradients between the heads of a group.
 class Backward {
@@ -240,7 +234,7 @@ class Backward {
     dv_ = Gathered(head.nk * head.dv);
   }
   void append(Reading& r, const Gathered& g) {
-    const Reading part = finish(r.name, r.dtype, g, 0);
+    const Reading part = finish(r.name, r.dtype, g, few_float_roundings);
     r.values.insert(r.values.end(), part.values.begin(), part.values.end());
     r.floor = std::max(r.floor, part.floor);
   }
@@ -270,10 +264,9 @@ class Backward {
     if (head.lse != -infinity) {
       if (p_.spec.sink) {
         const float p_sink = std::exp(head.sink - head.lse);
-        sink_.add(static_cast<std::size_t>(h), -p_sink * delta);
-        sink_.absolute[static_cast<std::size_t>(h)] += p_sink * delta_size;
-        sink_.squares[static_cast<std::size_t>(h)] +=
-            std::pow(static_cast<double>(p_sink) * delta_size, 2);
+        const auto at = static_cast<std::size_t>(h);
+        sink_.sum[at] -= p_sink * delta;
+        sink_.squares[at] += p_sink * delta_size * (p_sink * delta_size);
       }
       for (std::size_t j = 0; j < head.nk; ++j)
         if (head.score[j] != -infinity) pair(head, j, g, delta, delta_size, dq);
@@ -292,7 +285,7 @@ class Backward {
     const float* k = &head.k[j * head.d];
     const float dropped = rounded(w * head.keep_scale[j]);
     axpy(dropped, g.data(), &dv_.sum[j * head.dv], head.dv);
-    axpy_abs(dropped, g.data(), &dv_.absolute[j * head.dv], head.dv);
+    axpy_square(dropped, g.data(), &dv_.squares[j * head.dv], head.dv);
     const float dp = dot(g.data(), v, head.dv) * head.keep_scale[j];
     const float dp_size = dot_abs(g.data(), v, head.dv) * head.keep_scale[j];
     const float dscore = w * (dp - delta), size = w * (dp_size + delta_size);
@@ -303,9 +296,9 @@ class Backward {
     const float ds = rounded(dscore * slope) * scale;
     const float ds_size = size * std::fabs(slope * scale);
     axpy(ds, k, dq.sum.data(), head.d);
-    axpy_abs(ds_size, k, dq.absolute.data(), head.d);
+    axpy_square(ds_size, k, dq.squares.data(), head.d);
     axpy(ds, head.q.data(), &dk_.sum[j * head.d], head.d);
-    axpy_abs(ds_size, head.q.data(), &dk_.absolute[j * head.d], head.d);
+    axpy_square(ds_size, head.q.data(), &dk_.squares[j * head.d], head.d);
     for (std::size_t t = 0; t < gradient_.terms.size(); ++t) captured(t, dscore, size);
   }
 
@@ -328,15 +321,14 @@ class Backward {
       }
     }
     to->sum[at] += dscore * part;
-    to->absolute[at] += size * std::fabs(part);
-    to->squares[at] += std::pow(static_cast<double>(size) * part, 2);
+    to->squares[at] += size * part * (size * part);
   }
 
   std::vector<Reading> collect() {
     // Rounding of P and O spoils each contribution by itself: their noise adds in squares.
     const double unit = p_.spec.dtype == DType::bf16  ? 0x1p-9
                         : p_.spec.dtype == DType::f16 ? 0x1p-12
-                                                      : 0x1p-24;
+                                                      : few_float_roundings;
     std::vector<Reading> out;
     if (p_.spec.want_dq) out.push_back(all_dq_);
     if (p_.spec.want_dk) out.push_back(all_dk_);
@@ -351,7 +343,6 @@ class Backward {
       if (score.params[s].type == expr::Type::f32 && !score.params[s].lifted) {
         Gathered one(1);
         one.sum[0] = params_.sum[s];
-        one.absolute[0] = params_.absolute[s];
         one.squares[0] = params_.squares[s];
         out.push_back(finish("d " + score.params[s].name, DType::f32, one, unit));
       }

@@ -71,11 +71,11 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   score.used = !is_identity(*spec.score);
   workers =
       std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
-  // Packing fills lanes that few queries would leave idle. A program that reads the head, or a mask
-  // plan with an entry per head, wants one head in all lanes.
+  // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
+  // plan with an entry per head, and key_mass want one head in all lanes.
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
-           !spec.mask->reads(expr::Op::head) && !spec.score->reads(expr::Op::head) &&
-           spec.op == Operation::forward;
+           !spec.key_mass && !spec.mask->reads(expr::Op::head) &&
+           !spec.score->reads(expr::Op::head) && spec.op == Operation::forward;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
   while (tile > std::max(kernels->lanes, spec.mask_plan ? 64 : 0) && tile / 2 >= max_rows())
