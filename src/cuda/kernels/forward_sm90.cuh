@@ -6,10 +6,10 @@
 //   S_0 = Q K_0^T; P_0 = softmax(S_0)
 //   for j = 1...: start S_j = Q K_j^T; start O += P_(j-1) V_(j-1); wait for S_j; softmax(S_j) while
 //   the second product runs; wait for O; P_j = S_j rounded; O = O * 2^(m - m')
-// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has `q_stages` buffers, K and
-// V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter. V rows past
-// the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour left there may
-// be NaN. Rows are stored from registers, so nothing else is touched.
+// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has `q_stages`
+// buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter.
+// V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour
+// left there may be NaN. Rows are stored from registers, so nothing else is touched.
 #pragma once
 
 #include "kernels/softmax_sm90.cuh"
