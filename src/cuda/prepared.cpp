@@ -48,9 +48,9 @@ class CudaPlan final : public Prepared {
   }
 
  private:
-  // The portable family is the default until the other has passed the whole grid of cases.
+  // choose() takes the sm90 family only for what it can run, on a device that can run it.
   static Family family(const Driver& driver) {
-    const bool wanted = environment::cuda_family() == "sm90";
+    const bool wanted = environment::cuda_family() != "portable";
     return wanted && driver.cuTensorMapEncodeTiled.found() ? Family::sm90 : Family::portable;
   }
 

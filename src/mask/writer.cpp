@@ -185,7 +185,6 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
     for (std::size_t at = 0; at < strips.size(); ++at) {
       const Line& line = strips[at].columns[static_cast<std::size_t>(c)];
       for (MaskPlan::Run run : line.runs) {
-        const std::int32_t* ids = line.ids.data() + run.tiles;
         const bool partial = run.tiles >= 0;
         // A run that ends where a strip ends goes on in the next one.
         if (plan_.runs.size() > first_run && plan_.runs.back().end == run.begin &&
@@ -194,7 +193,9 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
         else
           plan_.runs.push_back({run.begin, run.end, partial ? checked(plan_.tile_ids.size()) : -1});
         for (std::int32_t i = 0; partial && i < run.end - run.begin; ++i)
-          plan_.tile_ids.push_back(known[at][static_cast<std::size_t>(ids[i])].id);
+          plan_.tile_ids.push_back(
+              known[at][static_cast<std::size_t>(line.ids[static_cast<std::size_t>(run.tiles + i)])]
+                  .id);
       }
     }
   }
