@@ -35,11 +35,13 @@ class CudaRun : public testing::Test {
  protected:
   void SetUp() override {
     if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+    setenv("UNDIVIDED_FAMILY", "portable", 1);  // claims about the family that every card has
     fake::state() = {};
     driver_ = std::make_unique<Driver>(fake::resolve);
     modules_ = std::make_unique<Modules>(
         *driver_, KernelCache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {}));
   }
+  void TearDown() override { unsetenv("UNDIVIDED_FAMILY"); }
   std::unique_ptr<Prepared> prepared(const Problem& p) {
     return prepare_with(*modules_, p.spec, p.bounds, 0, Compile::allowed);
   }
@@ -67,6 +69,23 @@ TEST_F(CudaRun, AWarmRunOnlyLaunches) {
   EXPECT_EQ(driver_->calls(CallKind::launch) - before[static_cast<std::size_t>(CallKind::launch)],
             200u);  // init and forward
   EXPECT_EQ(launched(1).stream, &marker);
+}
+
+TEST_F(CudaRun, AWarmHopperRunNeitherAllocatesNorWaits) {
+  unsetenv("UNDIVIDED_FAMILY");
+  const Problem p = problem({.mask = causal()});
+  const auto plan = prepared(p);
+  ASSERT_EQ(plan->explanation.kernel.rfind("fwd.sm90a", 0), 0u) << plan->explanation.kernel;
+  std::vector<char> workspace(plan->workspace());
+  plan->run(p.args, workspace.data(), {});
+  std::array<std::uint64_t, call_kinds> before{};
+  for (std::size_t k = 0; k < call_kinds; ++k) before[k] = driver_->calls(static_cast<CallKind>(k));
+  for (int i = 0; i < 100; ++i) plan->run(p.args, workspace.data(), {});
+  for (const CallKind kind :
+       {CallKind::memory, CallKind::module, CallKind::synchronise, CallKind::copy})
+    EXPECT_EQ(driver_->calls(kind), before[static_cast<std::size_t>(kind)]) << name_of(kind);
+  EXPECT_EQ(driver_->calls(CallKind::launch) - before[static_cast<std::size_t>(CallKind::launch)],
+            200u);  // the tile counter is zeroed, then the kernel
 }
 
 TEST_F(CudaRun, ParametersSayWhatArgsSay) {
