@@ -155,6 +155,15 @@ TEST(SharedPagedPrefix, EqualsTheTableThatRepeatsIt) {
   EXPECT_LT(largest_difference(ga.v, oracle.v), 3e-5);
 }
 
+TEST(SharedPagedPrefix, IsRefusedWithoutPages) {
+  SharedPrefix p;
+  Kv kv = dense(p.q, p.q);
+  kv.prefix_table = view(p.shared.data(), {2});
+  EXPECT_THAT(
+      [&] { attention(Rows(p.q), kv); },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("a prefix table belongs to paged K and V")));
+}
+
 TEST(SharedPagedPrefix, RefusesAPageThatDoesNotExist) {
   SharedPrefix p;
   p.shared[1] = 9;

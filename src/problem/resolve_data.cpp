@@ -180,6 +180,8 @@ void DataResolver::lengths() {
   if (spec.kv != KvKind::ragged && kv.offsets) refuse("offsets belong to ragged K and V only");
   if (spec.kv != KvKind::paged && kv.page_table)
     refuse("a page table belongs to paged K and V only");
+  if (spec.kv != KvKind::paged && kv.prefix_table)
+    refuse("a prefix table belongs to paged K and V only");
   switch (spec.kv) {
     case KvKind::dense:
       if (kv.k.size(0) != batch)
