@@ -251,6 +251,91 @@ static void paged(void) {
   CHECK(worst(o, want, HQ * NQ * D) < 1e-5);
 }
 
+/* Claim: keys in two halves, merged and finished with a sink, are the whole. */
+static void merged(void) {
+  enum { FIRST = 3 };
+  float oa[HQ * NQ * D], ob[HQ * NQ * D], la[HQ * NQ], lb[HQ * NQ], om[HQ * NQ * D], lm[HQ * NQ];
+  float half_o[HQ * NQ * D], half_l[HQ * NQ], sink[HQ] = {0.5f, -1, 2, 0};
+  undivided_view voa = view4(oa, 1, HQ, NQ, D), vob = view4(ob, 1, HQ, NQ, D),
+                 vla = view3(la, 1, HQ, NQ), vlb = view3(lb, 1, HQ, NQ),
+                 vom = view4(om, 1, HQ, NQ, D), vlm = view3(lm, 1, HQ, NQ),
+                 vho = view4(half_o, 1, HQ, NQ, D), vhl = view3(half_l, 1, HQ, NQ),
+                 vsink = vector(sink, UNDIVIDED_F32, HQ);
+  const undivided_outputs a = {sizeof a, &voa, &vla, NULL, NULL},
+                          b = {sizeof b, &vob, &vlb, NULL, NULL},
+                          m = {sizeof m, &vom, &vlm, NULL, NULL},
+                          half = {sizeof half, &vho, &vhl, NULL, NULL};
+  undivided_options options = defaults();
+  options.sink = &vsink;
+  CHECK(undivided_attention(&out, &rows, &keys, &options) == UNDIVIDED_OK); /* the whole */
+  options = defaults();
+  options.partial = 1;
+  undivided_view first_k = vk, first_v = vv, rest_k = vk, rest_v = vv;
+  const int64_t stride[4] = {HKV * NK * D, NK * D, D, 1};
+  undivided_view* parts[] = {&first_k, &first_v, &rest_k, &rest_v};
+  for (int i = 0; i < 4; ++i) {
+    memcpy(parts[i]->stride, stride, sizeof stride);
+    parts[i]->shape[2] = i < 2 ? FIRST : NK - FIRST;
+    if (i > 1) parts[i]->data = (float*)parts[i]->data + FIRST * D;
+  }
+  undivided_kv kv = keys;
+  kv.k = &first_k;
+  kv.v = &first_v;
+  CHECK(undivided_attention(&a, &rows, &kv, &options) == UNDIVIDED_OK);
+  kv.k = &rest_k;
+  kv.v = &rest_v;
+  CHECK(undivided_attention(&b, &rows, &kv, &options) == UNDIVIDED_OK);
+  CHECK(undivided_merge(&half, &a, &b, 0, NULL) == UNDIVIDED_OK);
+  options = defaults();
+  options.sink = &vsink;
+  CHECK(undivided_finish(&m, &half, 0, &options) == UNDIVIDED_OK);
+  for (int i = 0; i < HQ * NQ * D; ++i) CHECK(fabsf(om[i] - o[i]) < 1e-5f);
+  for (int i = 0; i < HQ * NQ; ++i) CHECK(fabsf(lm[i] - lse[i]) < 1e-5f);
+
+  CHECK(undivided_merge(&m, &a, NULL, 0, NULL) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "b is null") != NULL);
+  CHECK(undivided_merge(&m, &a, &b, 0, &options) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "undivided_finish") != NULL);
+  vlm.shape[2] = NQ - 1;
+  CHECK(undivided_merge(&m, &a, &b, 0, NULL) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "the merged O is") != NULL);
+}
+
+/* Claim: a plan with the classes of its mask's blocks gives the same answer, and knows its counts.
+ */
+static void with_mask_plan(void) {
+  double want[HQ * NQ * D], want_lse[HQ * NQ];
+  undivided_options options = defaults();
+  options.mask = "k <= q || k < 0";
+  options.align = UNDIVIDED_ALIGN_END;
+  undivided_mask_plan* blocks = NULL;
+  CHECK(undivided_mask_plan_create(&blocks, &rows, &keys, &options) == UNDIVIDED_OK);
+  undivided_mask_summary summary = {sizeof summary, 0, 0, 0, 0, 0, 0};
+  CHECK(undivided_mask_plan_summary(blocks, &summary) == UNDIVIDED_OK);
+  CHECK(summary.block == 64 && summary.partial == HQ && summary.empty == 0 && summary.full == 0);
+  CHECK(summary.kept_pairs == HQ * (3 + 4 + 5 + 6 + 7) && summary.rows_without_key == 0);
+  options.mask_plan = blocks;
+  CHECK(undivided_attention(&out, &rows, &keys, &options) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "undivided_plan_create") != NULL);
+  undivided_plan* plan = NULL;
+  CHECK(undivided_plan_create(&plan, &rows, &keys, &options) == UNDIVIDED_OK);
+  void* room = aligned_alloc(256, (undivided_plan_workspace(plan) + 511) / 256 * 256);
+  textbook(want, want_lse, 0);
+  memset(o, 0, sizeof o);
+  CHECK(undivided_plan_run(plan, &out, &rows, &keys, NULL, room) == UNDIVIDED_OK);
+  CHECK(worst(o, want, HQ * NQ * D) < 1e-5);
+  undivided_plan_free(plan);
+  options.mask_plan = NULL;
+  CHECK(undivided_plan_create(&plan, &rows, &keys, &options) == UNDIVIDED_OK);
+  options.mask_plan = blocks;
+  CHECK(undivided_plan_run(plan, &out, &rows, &keys, &options, room) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "made without one") != NULL);
+  undivided_plan_free(plan);
+  undivided_mask_plan_free(blocks);
+  undivided_mask_plan_free(NULL);
+  free(room);
+}
+
 static void refusals(void) {
   undivided_options options = defaults();
   options.mask = "k <= ";
@@ -291,6 +376,8 @@ int main(void) {
   backward();
   planned();
   paged();
+  merged();
+  with_mask_plan();
   refusals();
   CHECK(strlen(undivided_version()) > 0);
   printf(failures ? "%d claims failed\n" : "all claims hold\n", failures);

@@ -136,6 +136,8 @@ typedef struct undivided_options {
   int32_t compile_never; /* not 0: only kernels that are already compiled */
   int32_t threads;       /* 0: all cores */
   void* stream;          /* CUstream */
+  /* Plans only: classes of the mask's blocks, made for lengths and origins of the data. */
+  const struct undivided_mask_plan* mask_plan;
 } undivided_options;
 
 /* Where results go; null ones are not written. LSE is [batch, head, token], or [head, total] for
@@ -176,6 +178,37 @@ undivided_status undivided_attention_backward(const undivided_gradients* out,
                                               const undivided_view* lse,
                                               const undivided_options* options);
 
+/* Two partial results over disjoint keys (options.partial) become the one over their union. O is
+ * float32 in `a` and `b` and float32, f16 or bf16 in `out`; all three have one shape. ragged: O is
+ * [total, head, dim] and LSE [head, total]. Reads backend, threads and stream of `options`. */
+undivided_status undivided_merge(const undivided_outputs* out,
+                                 const undivided_outputs* a,
+                                 const undivided_outputs* b,
+                                 int32_t ragged,
+                                 const undivided_options* options);
+/* Adds options.sink, once, at the end (none: a conversion of type). */
+undivided_status undivided_finish(const undivided_outputs* out,
+                                  const undivided_outputs* partial,
+                                  int32_t ragged,
+                                  const undivided_options* options);
+
+/* The exact class of every 64 x 64 block of a mask, to be given to plans as options.mask_plan: for
+ * a mask that is not a band it saves the work on blocks that keep nothing. */
+typedef struct undivided_mask_plan undivided_mask_plan;
+typedef struct undivided_mask_summary {
+  size_t struct_size;
+  int64_t block;                /* 64 */
+  int64_t empty, partial, full; /* blocks, over all batches and heads */
+  int64_t kept_pairs, rows_without_key;
+} undivided_mask_summary;
+undivided_status undivided_mask_plan_create(undivided_mask_plan** mask_plan,
+                                            const undivided_rows* q,
+                                            const undivided_kv* kv,
+                                            const undivided_options* options);
+undivided_status undivided_mask_plan_summary(const undivided_mask_plan* mask_plan,
+                                             undivided_mask_summary* summary);
+void undivided_mask_plan_free(undivided_mask_plan* mask_plan);
+
 /* A plan fixes which kernel runs a class of forward problems. `q` and `kv` are an example: their
  * data pointers may be null; batch, lengths and pages of later runs may grow to the next power of
  * two (with arrays: not at all, because they are proved for the example). */
@@ -192,8 +225,8 @@ const char* undivided_plan_kernel(const undivided_plan* plan);
 const char* undivided_plan_backend(const undivided_plan* plan);
 /* No allocation, no synchronisation, no compilation; from any thread, with a workspace each. Mask,
  * score, arrays, scale, dropout, and whether there is a sink or an origin are those of the plan;
- * sink, origins, seed and stream come from `options` (null: those of the plan). On CUDA, offsets,
- * lengths, tables and origins are device memory. */
+ * sink, origins, mask plan, seed and stream come from `options` (null: those of the plan). On CUDA,
+ * offsets, lengths, tables and origins are device memory. */
 undivided_status undivided_plan_run(const undivided_plan* plan,
                                     const undivided_outputs* out,
                                     const undivided_rows* q,

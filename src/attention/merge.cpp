@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // merge: the monoid of partial results; finish: the sink, once. (Rabe and Staats 2021, section 3.)
+#include "attention/merge.hpp"
+
 #include <fmt/format.h>
 
 #include "attention/execute.hpp"
@@ -17,7 +19,15 @@ std::vector<std::int64_t> shape_of(const View& v) {
   return {v.shape.begin(), v.shape.begin() + v.rank};
 }
 
-void check(const Partial& p, const char* name) {
+PartialView view_of(const Partial& p) { return {p.o, p.lse, p.ragged}; }
+
+bool same_shape(const View& a, const View& b) {
+  bool same = a.rank == b.rank;
+  for (int axis = 0; same && axis < a.rank; ++axis) same = a.size(axis) == b.size(axis);
+  return same;
+}
+
+void check(const PartialView& p, const char* name) {
   if (!p.o || !p.lse) refuse("partial {} has no {}", name, p.o ? "LSE" : "O");
   if (p.o.dtype != DType::f32 || p.lse.dtype != DType::f32)
     refuse("partial {} has O {} and LSE {}; both must be f32: make it with options.partial",
@@ -39,24 +49,56 @@ void check(const Partial& p, const char* name) {
                     : "LSE of O's shape without dim (set ragged for packed rows)");
 }
 
-/// (a, b) -> result, or (a, sink) -> result without b.
-Partial combine(
-    const Partial& a, const Partial* b, const View& sink, DType dtype, const Context& context) {
+Partial like(const PartialView& p, DType dtype, const Context& context) {
+  Partial out;
+  out.ragged = p.ragged;
+  out.o = allocate(context, p.o.device, dtype, shape_of(p.o));
+  out.lse = allocate(context, p.o.device, DType::f32, shape_of(p.lse));
+  return out;
+}
+
+void check_result(const PartialView& out, const PartialView& p) {
+  if (out.o.dtype != DType::f32 && !is_float16(out.o.dtype))
+    refuse("the merged O is {}; f32, f16 or bf16 is allowed", name_of(out.o.dtype));
+  if (!same_shape(out.o, p.o) || !same_shape(out.lse, p.lse) || out.lse.dtype != DType::f32)
+    refuse("the merged O is {} and LSE {}; shapes of {} and {} are expected, LSE in f32",
+           out.o.describe(),
+           out.lse.describe(),
+           p.o.describe(),
+           p.lse.describe());
+}
+
+}  // namespace
+
+void combine(const PartialView& out,
+             const PartialView& a,
+             const PartialView* b,
+             const View& sink,
+             const Context& context) {
+  check(a, b ? "a" : "p");
+  if (b) {
+    check(*b, "b");
+    if (a.ragged != b->ragged || !same_shape(a.o, b->o))
+      refuse(
+          "partials have O {} and {}; they must have one shape", a.o.describe(), b->o.describe());
+    if (a.o.device != b->o.device)
+      refuse("partials are on {} and {}", to_string(a.o.device), to_string(b->o.device));
+  }
+  const std::int64_t heads = a.o.rank == 4 || a.ragged ? a.o.size(1) : a.o.size(0);
+  if (sink && (sink.dtype != DType::f32 || sink.rank != 1 || sink.size(0) != heads))
+    refuse("sink is {}; f32 [{}] is expected", sink.describe(), heads);
+  check_result(out, a);
   Problem p;
   Spec& spec = p.spec;
   spec.op = Operation::merge;
   spec.dtype = DType::f32;
-  spec.out_dtype = dtype;
+  spec.out_dtype = out.o.dtype;
   spec.rows = a.ragged ? RowKind::ragged : RowKind::dense;
   spec.dqk = spec.dv = static_cast<int>(a.o.size(-1));
   spec.sink = static_cast<bool>(sink);
   spec.mask = Mask().program();
   spec.score = Score().program();
   p.device = a.o.device;
-  Partial out;
-  out.ragged = a.ragged;
-  out.o = allocate(context, p.device, dtype, shape_of(a.o));
-  out.lse = allocate(context, p.device, DType::f32, shape_of(a.lse));
   const auto four = [&](const View& v, int rank) {
     return v && v.rank == rank - 1 && !a.ragged ? v.unsqueezed(0) : v;
   };
@@ -77,31 +119,23 @@ Partial combine(
   const Plan made = plan(spec, rounded(p.bounds), p.device, context);
   const Library::Workspace workspace(library_of(context), made.workspace(), p.device, context);
   made.run(args, workspace.data(), context);
+}
+
+Partial merge(const Partial& a, const Partial& b, const Context& context) {
+  check(view_of(a), "a");
+  Partial out = like(view_of(a), DType::f32, context);
+  const PartialView second = view_of(b);
+  combine(view_of(out), view_of(a), &second, {}, context);
   return out;
 }
 
-}  // namespace
-
-Partial merge(const Partial& a, const Partial& b, const Context& context) {
-  check(a, "a");
-  check(b, "b");
-  bool same = a.ragged == b.ragged && a.o.rank == b.o.rank;
-  for (int axis = 0; same && axis < a.o.rank; ++axis) same = a.o.size(axis) == b.o.size(axis);
-  if (!same)
-    refuse("partials have O {} and {}; they must have one shape", a.o.describe(), b.o.describe());
-  if (a.o.device != b.o.device)
-    refuse("partials are on {} and {}", to_string(a.o.device), to_string(b.o.device));
-  return combine(a, &b, {}, DType::f32, context);
-}
-
 Partial finish(const Partial& p, const View& sink, DType dtype, const Context& context) {
-  check(p, "p");
-  const std::int64_t heads = p.o.rank == 4 || p.ragged ? p.o.size(1) : p.o.size(0);
-  if (sink && (sink.dtype != DType::f32 || sink.rank != 1 || sink.size(0) != heads))
-    refuse("sink is {}; f32 [{}] is expected", sink.describe(), heads);
+  check(view_of(p), "p");
   if (dtype != DType::f32 && !is_float16(dtype))
     refuse("dtype is {}; f32, f16 or bf16 is allowed", name_of(dtype));
-  return combine(p, nullptr, sink, dtype, context);
+  Partial out = like(view_of(p), dtype, context);
+  combine(view_of(out), view_of(p), nullptr, sink, context);
+  return out;
 }
 
 }  // namespace undivided

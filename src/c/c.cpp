@@ -18,6 +18,9 @@ struct undivided_plan {
   Context context;
   std::string text;
 };
+struct undivided_mask_plan {
+  std::shared_ptr<const MaskPlan> blocks;
+};
 
 namespace {
 
@@ -76,6 +79,7 @@ undivided_status undivided_attention(const undivided_outputs* out,
                                      const undivided_options* options) {
   return guarded([&] {
     const c::Call call(options);
+    c::refuse_mask_plan(options);
     const Outputs outputs = c::outputs(out);
     if (call.options.max_logit && !outputs.max_logit)
       c::refuse("options.max_logit is set; outputs.max_logit must say where it goes");
@@ -94,6 +98,7 @@ undivided_status undivided_attention_backward(const undivided_gradients* out,
                                               const undivided_options* options) {
   return guarded([&] {
     const c::Call call(options);
+    c::refuse_mask_plan(options);
     c::backward(out,
                 c::rows("dout", dout),
                 c::rows("q", q),
@@ -104,6 +109,76 @@ undivided_status undivided_attention_backward(const undivided_gradients* out,
   });
 }
 
+undivided_status undivided_merge(const undivided_outputs* out,
+                                 const undivided_outputs* a,
+                                 const undivided_outputs* b,
+                                 std::int32_t ragged,
+                                 const undivided_options* options) {
+  return guarded([&] {
+    const c::Call call(options);
+    c::refuse_mask_plan(options);
+    if (call.options.sink) c::refuse("a merge takes no sink: undivided_finish adds it, once");
+    const PartialView second = c::partial("b", b, ragged != 0);
+    combine(c::partial("the result", out, ragged != 0),
+            c::partial("a", a, ragged != 0),
+            &second,
+            {},
+            call.context);
+  });
+}
+
+undivided_status undivided_finish(const undivided_outputs* out,
+                                  const undivided_outputs* partial,
+                                  std::int32_t ragged,
+                                  const undivided_options* options) {
+  return guarded([&] {
+    const c::Call call(options);
+    c::refuse_mask_plan(options);
+    combine(c::partial("the result", out, ragged != 0),
+            c::partial("partial", partial, ragged != 0),
+            nullptr,
+            call.options.sink,
+            call.context);
+  });
+}
+
+undivided_status undivided_mask_plan_create(undivided_mask_plan** result,
+                                            const undivided_rows* q,
+                                            const undivided_kv* kv,
+                                            const undivided_options* options) {
+  return guarded([&] {
+    if (!result) c::refuse("mask plan is null; a place for the new plan is expected");
+    *result = nullptr;
+    const c::Call call(options);
+    c::refuse_mask_plan(options);
+    *result =
+        new undivided_mask_plan{mask_plan(c::rows("q", q), c::kv(kv), call.options, call.context)};
+  });
+}
+
+undivided_status undivided_mask_plan_summary(const undivided_mask_plan* plan,
+                                             undivided_mask_summary* summary) {
+  return guarded([&] {
+    if (!plan) c::refuse("mask plan is null");
+    if (!summary || summary->struct_size < sizeof(*summary))
+      c::refuse("summary: set struct_size to sizeof, {} in this version", sizeof(*summary));
+    undivided_mask_summary sum{};
+    sum.struct_size = summary->struct_size;
+    sum.block = MaskPlan::block;
+    for (const std::int32_t i : plan->blocks->entry_of) {
+      const MaskPlan::Entry& e = plan->blocks->entries[static_cast<std::size_t>(i)];
+      sum.empty += e.empty;
+      sum.partial += e.partial;
+      sum.full += e.full;
+      sum.kept_pairs += e.kept_pairs;
+      sum.rows_without_key += e.rows_without_key;
+    }
+    *summary = sum;
+  });
+}
+
+void undivided_mask_plan_free(undivided_mask_plan* plan) { delete plan; }
+
 undivided_status undivided_plan_create(undivided_plan** result,
                                        const undivided_rows* q,
                                        const undivided_kv* kv,
@@ -113,6 +188,10 @@ undivided_status undivided_plan_create(undivided_plan** result,
     *result = nullptr;
     const c::Call call(options);
     Problem p = resolve(c::rows("q", q), c::kv(kv), call.options);
+    if (options && options->mask_plan) {
+      p.args.mask_plan = options->mask_plan->blocks;
+      p.spec.mask_plan = true;
+    }
     const bool arrays = !p.spec.mask->slots.empty() || !p.spec.score->slots.empty();
     if (p.device.kind == Device::Kind::cuda && arrays &&
         !(p.args.mask->on_device || p.args.score->on_device))
@@ -163,6 +242,10 @@ undivided_status undivided_plan_run(const undivided_plan* plan,
     c::check_outputs(spec, args);
     Context context = plan->context;
     if (options) c::refresh(args, context, *options);
+    if (options && options->mask_plan) {
+      if (!spec.mask_plan) c::refuse("a mask plan is given, and this plan was made without one");
+      args.mask_plan = options->mask_plan->blocks;
+    }
     plan->plan.run(args, workspace, context);
   });
 }

@@ -106,6 +106,25 @@ Outputs outputs(const undivided_outputs* o) {
           view("key_mass", o->key_mass)};
 }
 
+PartialView partial(const char* name, const undivided_outputs* o, bool ragged) {
+  if (!o) refuse("{} is null", name);
+  const Outputs views = outputs(o);
+  if (!views.o || !views.lse) refuse("{} has no {}", name, views.o ? "lse" : "o");
+  if (views.max_logit || views.key_mass)
+    refuse("{} has {}; a merge knows O and LSE only",
+           name,
+           views.max_logit ? "max_logit" : "key_mass");
+  return {views.o, views.lse, ragged};
+}
+
+void refuse_mask_plan(const undivided_options* o) {
+  if (o && o->struct_size >= sizeof(*o) && o->mask_plan)
+    refuse(
+        "options.mask_plan is read by undivided_plan_create and undivided_plan_run; this call "
+        "makes "
+        "its own when it needs one");
+}
+
 Call::Call(const undivided_options* given) {
   undivided_options none{};
   none.struct_size = sizeof(none);

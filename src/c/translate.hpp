@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "attention/merge.hpp"
 #include "expr/program.hpp"
 #include "problem/bound.hpp"
 #include "undivided/c.h"
@@ -24,6 +25,10 @@ View view(const char* name, const undivided_view* v);  ///< null: not given
 Rows rows(const char* name, const undivided_rows* r);
 Kv kv(const undivided_kv* k);
 Outputs outputs(const undivided_outputs* o);
+/// O and LSE of outputs; both are needed.
+PartialView partial(const char* name, const undivided_outputs* o, bool ragged);
+/// Verbs make their own mask plans: one that is given is not ignored.
+void refuse_mask_plan(const undivided_options* o);
 
 /// Options and Context of one call, with what they borrow from.
 struct Call {
