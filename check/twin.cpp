@@ -260,6 +260,8 @@ class Backward {
             : 0.0f;
     const float delta = dot(g.data(), head.o.data(), head.dv) - dlse;
     const float delta_size = dot_abs(g.data(), head.o.data(), head.dv) + std::fabs(dlse);
+    // A 16-bit product has 16-bit operands, also where dO came as float32.
+    for (float& x : g) x = round_to(p_.spec.dtype, x);
     Gathered dq(head.d);
     if (head.lse != -infinity) {
       if (p_.spec.sink) {

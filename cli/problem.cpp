@@ -97,6 +97,9 @@ void add_problem_flags(CLI::App& app, ProblemFlags& f) {
   app.add_option("--k-offsets", f.k_offsets, "ragged K and V [total, heads, dim]: [batch + 1]");
   app.add_option(
       "--page-table", f.page_table, "paged K and V [page, heads, token, dim]: [batch, n]");
+  app.add_option("--prefix-table",
+                 f.prefix_table,
+                 "paged: [n] pages that every sequence begins with; --lengths counts them");
   app.add_option("--lengths", f.lengths, "paged K and V: tokens in use, [batch]");
   app.add_option("--q-lengths", f.q_lengths, "dense Q: tokens in use, [batch]");
   app.add_option("--k-lengths", f.k_lengths, "dense K and V: tokens in use, [batch]");
@@ -189,6 +192,11 @@ LoadedProblem load_problem(const ProblemFlags& flags) {
     p.kv.kind = KvKind::paged;
     index("--page-table", flags.page_table, p.kv.page_table);
     index("--lengths", flags.lengths, p.kv.lengths);
+    index("--prefix-table", flags.prefix_table, p.kv.prefix_table);
+  } else if (!flags.prefix_table.empty()) {
+    refuse(
+        "--prefix-table names the first pages of paged K and V; --page-table and --lengths are "
+        "needed");
   } else if (!flags.k_offsets.empty()) {
     p.kv.kind = KvKind::ragged;
     index("--k-offsets", flags.k_offsets, p.kv.offsets);
@@ -220,6 +228,7 @@ LoadedProblem shape_problem(const ProblemFlags& flags, const std::string& shape,
                                     {"--q-offsets", &flags.q_offsets},
                                     {"--k-offsets", &flags.k_offsets},
                                     {"--page-table", &flags.page_table},
+                                    {"--prefix-table", &flags.prefix_table},
                                     {"--lengths", &flags.lengths},
                                     {"--q-lengths", &flags.q_lengths},
                                     {"--k-lengths", &flags.k_lengths}})

@@ -23,7 +23,7 @@ struct ProblemFlags {
   double dropout = 0;
   std::uint64_t seed = 0;
   std::string dtype, out_dtype, precision;
-  std::string q_offsets, k_offsets, page_table, lengths, q_lengths, k_lengths;
+  std::string q_offsets, k_offsets, page_table, prefix_table, lengths, q_lengths, k_lengths;
   std::string backend = "auto", determinism = "fast";
   int threads = 0;
 };

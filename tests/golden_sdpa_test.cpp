@@ -190,6 +190,24 @@ TEST(Identities, GradientsOfKeysSumToNothingAndOfValuesToTheSumOfOutputGradients
     }
 }
 
+TEST(Identities, RowsPastALengthHaveNoOutputAndNoWeight) {
+  const DType t = DType::f32;
+  const Tensor q = wave(t, {2, 1, 3, 4}, 0), k = wave(t, {2, 1, 5, 4}, 1),
+               v = wave(t, {2, 1, 5, 4}, 2);
+  const std::int32_t lengths[] = {1, 3};
+  const Tensor count = Tensor::empty(DType::i32, {2});
+  std::copy_n(lengths, 2, count.ptr<std::int32_t>());
+  Rows rows(q);
+  rows.lengths = count;
+  const Forward f = reference(rows, dense(k, v));
+  for (std::int64_t b = 0; b < 2; ++b)
+    for (std::int64_t i = 0; i < 3; ++i) {
+      const bool used = i < lengths[b];
+      EXPECT_EQ(*static_cast<double*>(f.lse.at({b, 0, i})) != -INFINITY, used);
+      EXPECT_EQ(*static_cast<double*>(f.o.at({b, 0, i, 1})) != 0, used);
+    }
+}
+
 TEST(Identities, TheGradientOfLseIsThatOfAShiftedDelta) {
   // d LSE_i / d s_ij = P_ij: with dO = 0, dQ = scale * sum_j dLSE P_ij k_j.
   const DType t = DType::f64;

@@ -142,6 +142,7 @@ void add(std::byte* row, std::int64_t i, double x) { reinterpret_cast<double*>(r
 
 void forward(const Spec& spec, const Args& args) {
   fill(args.o, 0);
+  fill(args.lse, -infinity);  // rows past a length keep it
   fill(args.max_logit, -infinity);
   const Sum mass(args.key_mass);
   std::vector<double> o(static_cast<std::size_t>(spec.dv));

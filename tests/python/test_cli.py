@@ -183,11 +183,30 @@ def test_ragged_and_paged_equal_dense(tmp_path):
          "--v", tmp_path / "pv.npy", "--page-table", tmp_path / "table.npy", "--lengths", tmp_path / "n.npy",
          "--mask", "k <= q", "--out", tmp_path / "p.npy")
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), got, atol=1e-6)
+    assert "--page-table and --lengths are needed" in refused(
+        "attend", "--q", tmp_path / "q.npy", "--q-offsets", tmp_path / "at.npy", "--k", tmp_path / "pk.npy",
+        "--v", tmp_path / "pv.npy", "--prefix-table", tmp_path / "n.npy", "--out", tmp_path / "x.npy")
     for b, n in enumerate(lengths):
         x = [a[offsets[b] : offsets[b + 1]].transpose(1, 0, 2) for a in (q, k, v)]
         if n:
             want, _ = softmax_attention(*x, np.tril(np.ones((n, n), bool)))
             np.testing.assert_allclose(got[offsets[b] : offsets[b + 1]].transpose(1, 0, 2), want, atol=2e-5)
+
+
+def test_a_shared_prefix_is_the_same_pages_in_every_row_of_the_table(tmp_path):
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.standard_normal(shape, np.float32) for shape in ((2, 4, 3, 8), (7, 2, 16, 8), (7, 2, 16, 8)))
+    whole = np.array([[6, 2, 0, 3], [6, 2, 5, 1]], np.int32)
+    arrays = {"q": q, "k": k, "v": v, "whole": whole, "prefix": whole[0, :2], "rest": whole[:, 2:].copy(),
+              "n": np.array([60, 41], np.int32)}
+    for name, x in arrays.items():
+        np.save(tmp_path / f"{name}.npy", x)
+    common = ["attend", *(x for name in ("q", "k", "v") for x in (f"--{name}", tmp_path / f"{name}.npy")),
+              "--lengths", tmp_path / "n.npy", "--mask", "k <= q", "--align", "end"]
+    done(*common, "--page-table", tmp_path / "whole.npy", "--out", tmp_path / "a.npy")
+    done(*common, "--page-table", tmp_path / "rest.npy", "--prefix-table", tmp_path / "prefix.npy", "--out",
+         tmp_path / "b.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
 
 def test_real_input_from_safetensors(tmp_path):
