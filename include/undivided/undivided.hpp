@@ -8,6 +8,7 @@
 #include "undivided/expr.hpp"
 #include "undivided/mask_plan.hpp"
 #include "undivided/plan.hpp"
+#include "undivided/sparse.hpp"
 #include "undivided/tensor.hpp"
 #include "undivided/variants.hpp"
 #include "undivided/version.hpp"

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims: dropping rows or sorting them into buckets is attention under a mask, forward and
+// backward, for any head dim and grouping; dropped rows have no output and no gradient; and what is
+// not honoured is refused by name.
+#include <gmock/gmock.h>
+
+#include <limits>
+
+#include "undivided/sparse.hpp"
+#include "variants_support.hpp"
+
+namespace undivided {
+namespace {
+
+struct Form {
+  std::int64_t heads, kv_heads, nq, nk, d, dv;
+  Order order;
+  Align align = Align::start;
+  DType dtype = DType::f32;
+};
+
+/// 0 or 1 with a share of ones, or a bucket below `most`; not periodic.
+Tensor numbers(std::initializer_list<std::int64_t> shape,
+               std::uint64_t seed,
+               std::uint64_t most,
+               std::uint64_t share = 0) {
+  const Tensor t = Tensor::empty(DType::i32, shape);
+  for (std::int64_t i = 0; i < t.count(); ++i) {
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    const std::uint64_t x = seed >> 33;
+    t.ptr<std::int32_t>()[i] = static_cast<std::int32_t>(share ? x % 100 < share : x % most);
+  }
+  return t;
+}
+
+Mask in_order(Order order) {
+  if (order == Order::none) return full();
+  return mask([=](Expr, Expr, Expr q, Expr k) { return order == Order::causal ? k <= q : k < q; });
+}
+
+/// The same attention by its mask, in float64.
+struct Masked {
+  Forward f;
+  Gradients g;
+};
+Masked masked(const Form& c,
+              const View& q,
+              const View& k,
+              const View& v,
+              const View& dout,
+              const Tensor& on_q,
+              const Tensor& on_k,
+              bool buckets,
+              Options options) {
+  const Array a(on_q, "a"), b(on_k, "b");
+  const int group = static_cast<int>(c.heads / c.kv_heads);
+  // Flags are indexed from 0, positions of queries from where align puts them.
+  const int shift = c.align == Align::end ? static_cast<int>(c.nk - c.nq) : 0;
+  const Mask pairs = mask([=](Expr s, Expr h, Expr i, Expr j) {
+    return buckets ? a(s, h, i - shift) == b(s, h / group, j)
+                   : a(s, h, i - shift) != 0 && b(s, h / group, j) != 0;
+  });
+  options.mask = pairs && in_order(c.order);
+  options.align = c.align;
+  return {reference(q, dense(k, v), options), reference_backward(dout, q, dense(k, v), options)};
+}
+
+void expect_equal(const Form& c, bool buckets, std::uint64_t share, const Options& options = {}) {
+  const Tensor q = wave(c.dtype, {2, c.heads, c.nq, c.d}, 0),
+               k = wave(c.dtype, {2, c.kv_heads, c.nk, c.d}, 1),
+               v = wave(c.dtype, {2, c.kv_heads, c.nk, c.dv}, 2),
+               dout = wave(c.dtype, {2, c.heads, c.nq, c.dv}, 3);
+  const Tensor on_q = numbers({2, c.heads, c.nq}, 7, 5, share),
+               on_k = numbers({2, c.kv_heads, c.nk}, 8, 5, share);
+  const Masked want = masked(c, q, k, v, dout, on_q, on_k, buckets, options);
+  Options o = options;
+  o.align = c.align;
+  const SparseForward f = buckets ? sparse_attention(q, k, v, HashSparse{on_q, on_k, c.order}, o)
+                                  : sparse_attention(q, k, v, QkSparse{on_q, on_k, c.order}, o);
+  const double gate = c.dtype == DType::f32 ? 1e-5 : 2e-2;
+  EXPECT_LT(largest_difference(want.f.o, f.o), gate);
+  for (std::int64_t i = 0; i < f.lse.count(); ++i) {
+    const double x = value(want.f.lse, i), y = value(f.lse, i);
+    if (x == -std::numeric_limits<double>::infinity())
+      EXPECT_EQ(y, x);
+    else
+      EXPECT_NEAR(y, x, gate);
+  }
+  const Gradients g = sparse_attention_backward(dout, q, k, v, f);
+  EXPECT_LT(largest_difference(want.g.q, g.q), 10 * gate);
+  EXPECT_LT(largest_difference(want.g.k, g.k), 10 * gate);
+  EXPECT_LT(largest_difference(want.g.v, g.v), 10 * gate);
+  for (std::int64_t row = 0; !buckets && row < on_q.count(); ++row)
+    for (std::int64_t d = 0; d < c.d && on_q.ptr<std::int32_t>()[row] == 0; ++d)
+      EXPECT_EQ(value(g.q, row * c.d + d), 0);
+}
+
+TEST(Sparse, KeptRowsAreAMask) {
+  expect_equal({4, 2, 150, 150, 24, 16, Order::causal}, false, 50);
+  expect_equal({2, 2, 70, 133, 64, 64, Order::causal, Align::end}, false, 30);
+  expect_equal({3, 1, 65, 65, 7, 9, Order::none}, false, 80);
+  expect_equal({2, 1, 40, 90, 8, 8, Order::strict}, false, 100);
+  expect_equal({2, 1, 150, 150, 32, 32, Order::causal, Align::start, DType::bf16}, false, 50);
+}
+
+TEST(Sparse, BucketsAreAMask) {
+  expect_equal({4, 2, 150, 150, 24, 16, Order::strict}, true, 0);
+  expect_equal({2, 2, 70, 133, 64, 64, Order::strict, Align::end}, true, 0);
+  expect_equal({3, 1, 65, 65, 7, 9, Order::none}, true, 0);
+  expect_equal({2, 1, 150, 150, 32, 32, Order::causal, Align::start, DType::f16}, true, 0);
+}
+
+TEST(Sparse, AScoreOfTheScoreIsHonoured) {
+  Options options;
+  options.score = softcap(2);
+  expect_equal({4, 2, 90, 90, 16, 16, Order::causal}, false, 60, options);
+  expect_equal({4, 2, 90, 90, 16, 16, Order::strict}, true, 0, options);
+}
+
+TEST(Sparse, NobodyLeftGivesZeros) {
+  const Tensor q = wave(DType::f32, {1, 2, 5, 4}, 0), k = wave(DType::f32, {1, 1, 6, 4}, 1);
+  const Tensor all = Tensor::zeros(DType::i32, {1, 2, 5}),
+               keys = Tensor::zeros(DType::i32, {1, 1, 6});
+  std::fill_n(all.ptr<std::int32_t>(), all.count(), 1);
+  for (const bool no_queries : {false, true}) {
+    if (no_queries) std::fill_n(all.ptr<std::int32_t>(), all.count(), 0);
+    const SparseForward f = sparse_attention(q, k, k, QkSparse{all, keys, Order::none});
+    const Gradients g = sparse_attention_backward(q, q, k, k, f);
+    for (std::int64_t i = 0; i < f.o.count(); ++i) EXPECT_EQ(value(f.o, i), 0);
+    for (std::int64_t i = 0; i < f.lse.count(); ++i)
+      EXPECT_EQ(value(f.lse, i), -std::numeric_limits<double>::infinity());
+    for (const View& t : {View(g.q), View(g.k), View(g.v)})
+      for (std::int64_t i = 0; i < t.count(); ++i) EXPECT_EQ(value(t, i), 0);
+  }
+}
+
+TEST(Sparse, KeptRowsStayInTheOrderOfTime) {
+  const Tensor q = wave(DType::f32, {1, 1, 6, 4}, 0);
+  const Tensor bucket = Tensor::empty(DType::i32, {1, 1, 6});
+  const std::int32_t values[] = {2, -1, 2, 0, -1, 2}, sorted[] = {1, 4, 3, 0, 2, 5};
+  std::copy_n(values, 6, bucket.ptr<std::int32_t>());
+  const SparseForward f = sparse_attention(q, q, q, HashSparse{bucket, bucket});
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(f.q_rows.ptr<std::int32_t>()[i], sorted[i]);
+}
+
+TEST(Sparse, WhatIsNotHonouredIsRefusedByName) {
+  const Tensor x = wave(DType::f32, {1, 2, 5, 4}, 0), longer = wave(DType::f32, {1, 2, 9, 4}, 0);
+  const Tensor flags = Tensor::zeros(DType::i32, {1, 2, 5}),
+               more = Tensor::zeros(DType::i32, {1, 2, 9});
+  const QkSparse keep{flags, flags};
+  const auto message = [&](auto&& call) -> std::string {
+    try {
+      call();
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "nothing was refused";
+  };
+  const auto with = [&](auto&& change) {
+    Options o;
+    change(o);
+    return message([&] { sparse_attention(x, x, x, keep, o); });
+  };
+  using testing::HasSubstr;
+  EXPECT_THAT(with([](Options& o) { o.mask = causal(); }), HasSubstr("a mask is given"));
+  EXPECT_THAT(with([](Options& o) { o.score = alibi(Array(std::vector<float>{1, 2}, "slope")); }),
+              HasSubstr("the score reads"));
+  EXPECT_THAT(with([](Options& o) { o.dropout = .5; }), HasSubstr("dropout is 0.5"));
+  EXPECT_THAT(with([](Options& o) { o.key_mass = true; }), HasSubstr("key_mass is asked for"));
+  EXPECT_THAT(with([](Options& o) { o.sink = Tensor::zeros(DType::f32, {2}); }),
+              HasSubstr("a sink is given"));
+  EXPECT_THAT(message([&] { sparse_attention(x, longer, longer, QkSparse{flags, more}); }),
+              HasSubstr("align must say start or end"));
+  EXPECT_THAT(message([&] { sparse_attention(x, x, x, QkSparse{flags, more}); }),
+              HasSubstr("k_keep is i32 [1, 2, 9]; bool or i32 [1, 2, 5] is expected"));
+  EXPECT_THAT(message([&] { sparse_attention(x, x, x, HashSparse{flags, {}}); }),
+              HasSubstr("k_bucket is not given"));
+  View there = x;
+  there.device = {Device::Kind::cuda, 0};
+  EXPECT_THAT(message([&] { sparse_attention(there, x, x, keep); }), HasSubstr("Q is on cuda:0"));
+}
+
+}  // namespace
+}  // namespace undivided
