@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -100,99 +101,156 @@ struct Side {
   std::int64_t total = 0, longest = 0;
 };
 
-std::int32_t flag_at(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
-  const void* at = v.at({b, h, i});
-  return v.dtype == DType::boolean ? *static_cast<const bool*>(at)
-                                   : *static_cast<const std::int32_t*>(at);
+/// The flags of one head, in time order.
+void read_flags(const View& v, std::int64_t b, std::int64_t h, std::vector<std::int32_t>& to) {
+  const std::int64_t n = v.size(2), step = v.step(2);
+  to.resize(static_cast<std::size_t>(n));
+  const auto read = [&](const auto* from) {
+    for (std::int64_t i = 0; i < n; ++i) to[static_cast<std::size_t>(i)] = from[i * step];
+  };
+  const void* first = v.at({b, h, 0});
+  v.dtype == DType::boolean ? read(static_cast<const bool*>(first))
+                            : read(static_cast<const std::int32_t*>(first));
 }
 
 /// Rows of heads [h * group, (h + 1) * group) of a batch item, one head after the other: kept ones
 /// in time order, or all in the order of their buckets.
 Side collect(const View& flags, std::int64_t group, bool by_bucket, std::int64_t origin) {
-  const std::int64_t batch = flags.size(0), heads = flags.size(1), n = flags.size(2);
-  if (batch * heads * n > std::numeric_limits<std::int32_t>::max())
+  const std::int64_t heads = flags.size(1), n = flags.size(2), all = flags.size(0) * heads;
+  if (all * n > std::numeric_limits<std::int32_t>::max())
     refuse("sparse attention: {} rows; at most {} are allowed",
-           batch * heads * n,
+           all * n,
            std::numeric_limits<std::int32_t>::max());
   Side side;
-  std::vector<std::int32_t> rows, one;
-  const std::int64_t sequences = batch * heads / group;
+  const std::int64_t sequences = all / group;
   side.offsets = Tensor::zeros(DType::i32, {sequences + 1});
-  for (std::int64_t s = 0; s < sequences; ++s) {
-    for (std::int64_t g = 0; g < group; ++g) {
-      const std::int64_t row0 = (s * group + g) * n, b = row0 / n / heads, h = row0 / n % heads;
-      one.clear();
-      for (std::int64_t i = 0; i < n; ++i)
-        if (by_bucket || flag_at(flags, b, h, i) != 0) one.push_back(static_cast<std::int32_t>(i));
-      if (by_bucket)
-        std::sort(one.begin(), one.end(), [&](std::int32_t x, std::int32_t y) {
-          return std::pair{flag_at(flags, b, h, x), x} < std::pair{flag_at(flags, b, h, y), y};
-        });
-      for (const std::int32_t i : one) rows.push_back(static_cast<std::int32_t>(row0) + i);
+  std::int32_t* offsets = side.offsets.ptr<std::int32_t>();
+  std::vector<std::int32_t> rows, buckets, flag;
+  std::vector<std::uint64_t> order;  // bucket above, time below
+  for (std::int64_t row = 0; row < all; ++row) {
+    read_flags(flags, row / heads, row % heads, flag);
+    order.clear();
+    for (std::int64_t i = 0; i < n; ++i) {
+      const std::int32_t f = flag[static_cast<std::size_t>(i)];
+      // Flipping the sign bit makes the unsigned order that of the signed buckets.
+      const std::uint64_t key = by_bucket ? static_cast<std::uint32_t>(f) ^ 0x80000000u : 0;
+      if (by_bucket || f != 0) order.push_back(key << 32 | static_cast<std::uint32_t>(i));
     }
-    const auto end = static_cast<std::int32_t>(rows.size());
-    side.longest = std::max<std::int64_t>(side.longest, end - side.offsets.ptr<std::int32_t>()[s]);
-    side.offsets.ptr<std::int32_t>()[s + 1] = end;
+    if (by_bucket) std::sort(order.begin(), order.end());
+    for (const std::uint64_t key : order) {
+      const auto i = static_cast<std::int32_t>(key & 0xffffffffu);
+      rows.push_back(static_cast<std::int32_t>(row * n) + i);
+      if (by_bucket) buckets.push_back(flag[static_cast<std::size_t>(i)]);
+    }
+    offsets[row / group + 1] = static_cast<std::int32_t>(rows.size());
   }
+  for (std::int64_t s = 0; s < sequences; ++s)
+    side.longest = std::max<std::int64_t>(side.longest, offsets[s + 1] - offsets[s]);
   side.total = std::ssize(rows);
   side.rows = Tensor::empty(DType::i32, {side.total});
   std::copy(rows.begin(), rows.end(), side.rows.ptr<std::int32_t>());
   side.times = Tensor::zeros(DType::i32, {sequences, side.longest});
   if (by_bucket) side.buckets = Tensor::zeros(DType::i32, {sequences, side.longest});
   for (std::int64_t s = 0; s < sequences; ++s) {
-    const std::int32_t* offsets = side.offsets.ptr<std::int32_t>();
-    for (std::int64_t i = offsets[s]; i < offsets[s + 1]; ++i) {
-      const std::int64_t row = rows[static_cast<std::size_t>(i)];
-      const std::int64_t at = s * side.longest + i - offsets[s];
-      side.times.ptr<std::int32_t>()[at] = static_cast<std::int32_t>(origin + row % n);
-      if (by_bucket)
-        side.buckets.ptr<std::int32_t>()[at] =
-            flag_at(flags, row / n / heads, row / n % heads, row % n);
-    }
+    std::int32_t* times = side.times.ptr<std::int32_t>() + s * side.longest - offsets[s];
+    for (std::int32_t i = offsets[s]; i < offsets[s + 1]; ++i)
+      times[i] = static_cast<std::int32_t>(origin + rows[static_cast<std::size_t>(i)] % n);
+    if (by_bucket)
+      std::copy(buckets.begin() + offsets[s],
+                buckets.begin() + offsets[s + 1],
+                side.buckets.ptr<std::int32_t>() + s * side.longest);
   }
   return side;
 }
 
-std::byte* row_at(const View& x, std::int64_t row) {  // of [batch, head, token, dim]
-  const std::int64_t n = x.size(2), h = x.size(1);
-  return static_cast<std::byte*>(x.at({row / n / h, row / n % h, row % n, 0}));
-}
+/// Addresses of the rows of [batch, head, token, dim] by their number.
+class RowAddress {
+ public:
+  explicit RowAddress(const View& x)
+      : data_(static_cast<std::byte*>(x.data)), heads_(x.size(1)), tokens_(x.size(2)) {
+    const auto bytes = static_cast<std::int64_t>(size_of(x.dtype));
+    for (int axis = 0; axis < 3; ++axis)
+      step_[static_cast<std::size_t>(axis)] = x.step(axis) * bytes;
+  }
+  std::byte* operator()(std::int64_t row) const {
+    const std::int64_t i = row % tokens_, head = row / tokens_;
+    return data_ + head / heads_ * step_[0] + head % heads_ * step_[1] + i * step_[2];
+  }
 
-constexpr std::int64_t rows_of_task = 256;
+ private:
+  std::byte* data_;
+  std::int64_t heads_, tokens_;
+  std::array<std::int64_t, 3> step_{};
+};
 
+constexpr std::int64_t rows_of_task = 256, rows_ahead = 8;
+
+/// Calls body(i, address of row rows[i]); the row that comes soon is fetched early, because sorted
+/// rows lie anywhere.
 template <class F>
-void for_each_row(std::int64_t rows, const Context& context, F&& body) {
+void for_each_row(const View& x, const View& rows, const Context& context, F&& body) {
+  const RowAddress address(x);
+  const auto* row = static_cast<const std::int32_t*>(rows.data);
+  const std::int64_t n = rows.size(0),
+                     bytes = x.size(3) * static_cast<std::int64_t>(size_of(x.dtype));
   Executor& executor = context.executor ? *context.executor : default_executor();
-  executor.parallel_for((rows + rows_of_task - 1) / rows_of_task, [&](std::int64_t t, int) {
-    for (std::int64_t i = t * rows_of_task; i < std::min(rows, (t + 1) * rows_of_task); ++i)
-      body(i);
+  executor.parallel_for((n + rows_of_task - 1) / rows_of_task, [&](std::int64_t t, int) {
+    const std::int64_t end = std::min(n, (t + 1) * rows_of_task);
+    for (std::int64_t i = t * rows_of_task; i < end; ++i) {
+      const std::byte* soon = address(row[std::min(i + rows_ahead, end - 1)]);
+      for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(soon + at);
+      body(i, address(row[i]));
+    }
   });
 }
 
-/// Rows of x, one after the other: [total, 1, dim].
-Tensor gathered(const View& x, const View& rows, const Context& context) {
-  Tensor to = allocate(context, cpu_device, x.dtype, {rows.size(0), 1, x.size(3)});
-  const std::size_t bytes = static_cast<std::size_t>(x.size(3)) * size_of(x.dtype);
-  const auto* index = static_cast<const std::int32_t*>(rows.data);
-  for_each_row(rows.size(0), context, [&](std::int64_t i) {
-    std::memcpy(to.at({i, 0, 0}), row_at(x, index[i]), bytes);
-  });
-  return to;
-}
+/// Rows of several tensors, one after the other, in memory that the next call uses again.
+class Gathered {
+ public:
+  struct Request {
+    const View* from;
+    const View* rows;
+  };
+  Gathered(std::initializer_list<Request> requests, const Context& context)
+      : room_(library_of(context), bytes(requests), cpu_device, context) {
+    auto* to = static_cast<std::byte*>(room_.data());
+    for (const Request& r : requests) {
+      const View& x = *r.from;
+      const View dense = View::of(to, x.dtype, {r.rows->size(0), 1, x.size(3)});
+      const std::size_t row_bytes = static_cast<std::size_t>(x.size(3)) * size_of(x.dtype);
+      for_each_row(x, *r.rows, context, [&](std::int64_t i, const std::byte* from) {
+        std::memcpy(to + static_cast<std::size_t>(i) * row_bytes, from, row_bytes);
+      });
+      views_.push_back(dense);
+      to += aligned(dense);
+    }
+  }
+  const View& operator[](std::size_t i) const { return views_[i]; }
 
-/// The inverse: rows that nobody names are zero.
-Tensor scattered(const View& from,
-                 const View& rows,
-                 const View& like,
-                 std::int64_t dim,
-                 const Context& context) {
-  Tensor to =
-      allocate(context, cpu_device, from.dtype, {like.size(0), like.size(1), like.size(2), dim});
-  const std::size_t bytes = static_cast<std::size_t>(dim) * size_of(from.dtype);
-  std::memset(to.data, 0, static_cast<std::size_t>(to.count()) * size_of(to.dtype));
-  const auto* index = static_cast<const std::int32_t*>(rows.data);
-  for_each_row(rows.size(0), context, [&](std::int64_t i) {
-    std::memcpy(row_at(to, index[i]), from.at({i, 0, 0}), bytes);
+ private:
+  static std::size_t aligned(const View& v) {
+    return (static_cast<std::size_t>(v.count()) * size_of(v.dtype) + 255) / 256 * 256;
+  }
+  static std::size_t bytes(std::initializer_list<Request> requests) {
+    std::size_t sum = 0;
+    for (const Request& r : requests)
+      sum += aligned(View::of(nullptr, r.from->dtype, {r.rows->size(0), 1, r.from->size(3)}));
+    return sum;
+  }
+  Library::Workspace room_;
+  std::vector<View> views_;
+};
+
+/// The inverse, of [total, 1, dim]: rows that nobody names are zero.
+Tensor scattered(const View& from, const View& rows, const View& like, const Context& context) {
+  Tensor to = allocate(
+      context, cpu_device, from.dtype, {like.size(0), like.size(1), like.size(2), from.size(2)});
+  const std::size_t bytes = static_cast<std::size_t>(from.size(2)) * size_of(from.dtype);
+  if (rows.size(0) < like.size(0) * like.size(1) * like.size(2))
+    std::memset(to.data, 0, static_cast<std::size_t>(to.count()) * size_of(to.dtype));
+  const auto* data = static_cast<const std::byte*>(from.data);
+  for_each_row(to, rows, context, [&](std::int64_t i, std::byte* at) {
+    std::memcpy(at, data + static_cast<std::size_t>(i) * bytes, bytes);
   });
   return to;
 }
@@ -236,12 +294,10 @@ SparseForward run(const View& q,
   inner.align = Align::start;
   if (queries.longest > 0 && keys.longest > 0)
     inner.mask = mask_of(queries, keys, order, by_bucket);
-  f.compact =
-      attention(ragged(gathered(q, f.q_rows, context), f.q_offsets),
-                ragged(gathered(k, f.k_rows, context), gathered(v, f.k_rows, context), f.k_offsets),
-                inner,
-                context);
-  f.o = scattered(f.compact.o, f.q_rows, q, v.size(3), context);
+  const Gathered rows({{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
+  f.compact = attention(
+      ragged(rows[0], f.q_offsets), ragged(rows[1], rows[2], f.k_offsets), inner, context);
+  f.o = scattered(f.compact.o, f.q_rows, q, context);
   const auto* index = f.q_rows.ptr<std::int32_t>();
   const auto* lse = f.compact.lse.ptr<float>();
   for (std::int64_t i = 0; i < queries.total; ++i) f.lse.ptr<float>()[index[i]] = lse[i];
@@ -289,16 +345,17 @@ Gradients sparse_attention_backward(const View& dout,
     refuse("sparse attention: dO is {}; the shape of O, {}, is expected",
            dout.describe(),
            f.o.describe());
-  Gradients inner = attention_backward(
-      ragged(gathered(dout, f.q_rows, context), f.q_offsets),
-      ragged(gathered(q, f.q_rows, context), f.q_offsets),
-      ragged(gathered(k, f.k_rows, context), gathered(v, f.k_rows, context), f.k_offsets),
-      f.compact,
-      {},
-      context);
-  inner.q = scattered(inner.q, f.q_rows, q, q.size(3), context);
-  inner.k = scattered(inner.k, f.k_rows, k, k.size(3), context);
-  inner.v = scattered(inner.v, f.k_rows, v, v.size(3), context);
+  const Gathered rows({{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}, {&dout, &f.q_rows}},
+                      context);
+  Gradients inner = attention_backward(ragged(rows[3], f.q_offsets),
+                                       ragged(rows[0], f.q_offsets),
+                                       ragged(rows[1], rows[2], f.k_offsets),
+                                       f.compact,
+                                       {},
+                                       context);
+  inner.q = scattered(inner.q, f.q_rows, q, context);
+  inner.k = scattered(inner.k, f.k_rows, k, context);
+  inner.v = scattered(inner.v, f.k_rows, v, context);
   return inner;
 }
 
