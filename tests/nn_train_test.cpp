@@ -2,6 +2,7 @@
 // Claims about training: reverse is learned in its budget, clipping and averaging do what they say,
 // and a run that is killed at any moment ends with the bits of one that never was.
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,7 +46,48 @@ TEST(NnTrain, ReverseIsLearnedWithinAMinute) {
 #endif
 }
 
-// A child trains with a checkpoint at each step; it is killed and started again until it is done.
+// A child trains with a checkpoint at each step. After `saves` of them its life ends: with torn_at,
+// when the next save has written so many bytes; without, by a kill from outside somewhere in the
+// next step or its save. It waits for the kill, so the speed of the machine plays no part.
+struct Life {
+  std::int64_t saves;
+  rlim_t torn_at;
+};
+
+[[noreturn]] void train(const TrainOptions& options,
+                        const std::string& checkpoint,
+                        const std::string& model,
+                        const Life* life,
+                        int report) {
+  try {
+    Trainer trainer(options, alone());
+    if (fs::exists(checkpoint)) trainer.resume(checkpoint);
+    for (std::int64_t saves = 0; !trainer.finished(); ++saves) {
+      if (life && saves == life->saves) {
+        if (life->torn_at) {
+          const rlimit no_core{0, 0}, size{life->torn_at, life->torn_at};
+          ::signal(SIGXFSZ, SIG_DFL);
+          ::setrlimit(RLIMIT_CORE, &no_core);
+          ::setrlimit(RLIMIT_FSIZE, &size);
+        } else if (::write(report, "s", 1) != 1) {
+          ::_exit(8);
+        }
+      }
+      if (life && saves > life->saves) {
+        if (!life->torn_at) ::sleep(600);  // the kill comes
+        ::_exit(9);
+      }
+      trainer.step();
+      trainer.save(checkpoint);
+    }
+    trainer.use_average();
+    trainer.save_model(model);
+  } catch (...) {
+    ::_exit(7);
+  }
+  ::_exit(0);
+}
+
 TEST(NnTrain, AKilledRunEndsWithTheSameBits) {
   const fs::path folder =
       fs::temp_directory_path() / ("undivided-kill-" + std::to_string(::getpid()));
@@ -58,39 +100,48 @@ TEST(NnTrain, AKilledRunEndsWithTheSameBits) {
   options.dropout = .1;
   options.snapshots = 3;
   Trainer whole(options, alone());
+  const std::string want = (folder / "want.safetensors").string();
+  whole.step();
+  whole.save(want);
+  const rlim_t bytes = fs::file_size(want);  // later checkpoints are larger
   while (!whole.finished()) whole.step();
   whole.use_average();
-  const std::string want = (folder / "want.safetensors").string();
   whole.save_model(want);
 
-  int kills = 0;
-  std::uint64_t delay = 12345;
-  for (int life = 0; life < 200 && !fs::exists(model); ++life) {
+  const Life lives[] = {{0, 0},
+                        {0, 1},
+                        {2, 0},
+                        {1, 1000},
+                        {3, bytes / 2},
+                        {0, 0},
+                        {1, bytes - 1},
+                        {2, 0},
+                        {1, 0},
+                        {0, bytes / 3}};
+  for (std::size_t i = 0; i <= std::size(lives); ++i) {
+    const Life* life = i < std::size(lives) ? lives + i : nullptr;
+    int report[2];
+    ASSERT_EQ(::pipe(report), 0);
     const pid_t child = ::fork();
-    if (child == 0) {
-      try {
-        Trainer trainer(options, alone());
-        if (fs::exists(checkpoint)) trainer.resume(checkpoint);
-        while (!trainer.finished()) {
-          trainer.step();
-          trainer.save(checkpoint);
-        }
-        trainer.use_average();
-        trainer.save_model(model);
-      } catch (...) {
-        ::_exit(7);
-      }
-      ::_exit(0);
-    }
-    delay = delay * 6364136223846793005u + 1442695040888963407u;
-    ::usleep(static_cast<useconds_t>(20000 + (delay >> 33) % (life < 8 ? 60000 : 1000000)));
-    ::kill(child, SIGKILL);
+    if (child == 0) train(options, checkpoint, model, life, report[1]);
+    ::close(report[1]);
+    char byte = 0;  // end of file: the child has ended by itself
+    if (::read(report[0], &byte, 1) == 1) ::kill(child, SIGKILL);
+    ::close(report[0]);
     int status = 0;
     ::waitpid(child, &status, 0);
     ASSERT_FALSE(WIFEXITED(status) && WEXITSTATUS(status) == 7) << "a torn checkpoint was read";
-    kills += WIFSIGNALED(status);
+    if (!life) {
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+      break;
+    }
+    ASSERT_TRUE(WIFSIGNALED(status)) << i;
+    EXPECT_EQ(WTERMSIG(status), life->torn_at ? SIGXFSZ : SIGKILL) << i;
+    bool torn = false;
+    for (const auto& file : fs::directory_iterator(folder))
+      torn |= file.path().extension() == ".tmp" && file.file_size() == life->torn_at;
+    EXPECT_TRUE(torn || !life->torn_at) << "life " << i << " did not end in the middle of a save";
   }
-  EXPECT_GT(kills, 3);
   ASSERT_TRUE(fs::exists(model));
   EXPECT_EQ(bytes_of(model), bytes_of(want));
   fs::remove_all(folder);
