@@ -25,7 +25,7 @@ constexpr std::int64_t mass_keys = 16 * key_block;  // keys of one key_mass task
 struct Worker {
   Worker(Arena& arena, const Setup& setup) : tiles(arena, setup) {
     const std::int64_t all = std::int64_t{setup.subs()} * setup.kernels->lanes;
-    o_t = arena.take<float>(all * setup.spec.dv);
+    o_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
     m = arena.take<float>(all);
     l = arena.take<float>(all);
   }
@@ -166,7 +166,8 @@ class Call {
     const Worker w = worker(id);
     ScoreTiles tiles(run_, w.tiles);
     tiles.begin(s, b, head, first, count);
-    const std::int64_t lanes = kernels_.lanes, o_size = run_.spec.dv * lanes;
+    const std::int64_t lanes = kernels_.lanes, o_size = whole_blocks(run_.spec.dv) * lanes;
+    alignas(64) float alpha[max_lanes];
     std::fill_n(w.o_t, tiles.subs() * o_size, 0.0f);
     std::fill_n(w.l, tiles.subs() * lanes, 0.0f);
     std::fill_n(w.m, tiles.subs() * lanes, -infinity);
@@ -186,11 +187,10 @@ class Call {
                          run_.factor,
                          w.m + sub * lanes,
                          w.l + sub * lanes,
-                         w.o_t + sub * o_size,
-                         run_.spec.dv,
+                         alpha,
                          tiles.vectors(sub));
         if (run_.spec.dropout) tiles.drop(sub, p);
-        tiles.accumulate_values(sub, p, w.o_t + sub * o_size);
+        tiles.accumulate_values(sub, p, alpha, w.o_t + sub * o_size);
       }
     }
     for (int sub = 0; sub < tiles.subs(); ++sub)
@@ -309,7 +309,7 @@ class Call {
         rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }
     if (run_.args.o)
-      kernels_.unpack(w.o_t + sub * lanes * run_.spec.dv,
+      kernels_.unpack(w.o_t + sub * lanes * whole_blocks(run_.spec.dv),
                       factor,
                       tiles.lanes_of(sub),
                       run_.args.o.dtype,
@@ -333,7 +333,7 @@ class Call {
       parts_.m[at] = w.m[sub * lanes + lane];
       parts_.l[at] = w.l[sub * lanes + lane];
     }
-    kernels_.unpack(w.o_t + sub * lanes * run_.spec.dv,
+    kernels_.unpack(w.o_t + sub * lanes * whole_blocks(run_.spec.dv),
                     one,
                     tiles.lanes_of(sub),
                     DType::f32,

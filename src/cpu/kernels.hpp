@@ -18,6 +18,11 @@ inline constexpr int key_block = 64;    // rows of a tile: the grid starts at lo
 inline constexpr int chunk_rows = 8;    // rows that element code handles at once
 inline constexpr int max_lanes = 32;    // lanes of the widest instruction set
 inline constexpr int query_tile = 256;  // queries of a macro-tile at most
+inline constexpr int block_edge = 8;    // packed keys and values lie in blocks of 8 rows x 8 words
+/// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
+/// is one block longer than a tile, so that columns do not share the same sets of the cache.
+inline constexpr int block_column = (key_block / block_edge + 1) * block_edge * block_edge;
+constexpr int whole_blocks(int n) { return (n + block_edge - 1) / block_edge * block_edge; }
 
 /// Byte-code without containers: what the interpreter of an ISA may touch.
 struct Instruction {
@@ -63,6 +68,31 @@ struct DropoutTile {
   float keep_scale = 1;
 };
 
+/// The two products of a tile. A word of K, V, Q and P is 4 bytes: a float32, or neighbours along
+/// the sum, see Kernels. `columns` and `words` are rounded up to blocks: what is packed is 0 there.
+struct Products {
+  /// s[row][lane] = scale * (sum over words of k[first + row][word] * q_t[word][lane]), for `rows`
+  /// rounded up to blocks; `first` is a multiple of 8.
+  void (*scores)(const float* k,
+                 int first,
+                 int rows,
+                 int words,
+                 const float* q_t,
+                 float scale,
+                 float* s,
+                 int vectors);
+  /// o_t[column][lane] = alpha[lane] * o_t[column][lane] + (sum over rows of
+  /// v[first + row][column] * p[row][lane]).
+  void (*accumulate)(const float* v,
+                     int first,
+                     int rows,
+                     int columns,
+                     const float* p,
+                     const float* alpha,
+                     float* o_t,
+                     int vectors);
+};
+
 struct Kernels {
   const char* name;
   int width, lanes;
@@ -78,9 +108,26 @@ struct Kernels {
                     float* to,
                     std::int64_t to_stride,
                     int padded);
-  /// Up to `lanes` rows, times `scale`, to [columns][lanes]; missing lanes are 0.
+  /// Up to `lanes` rows, times `scale`, to [columns, in whole blocks][lanes]; what is missing is 0.
   void (*pack)(
       const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to);
+  /// The same for rows of `bytes` bytes taken as they are, a word at a time.
+  void (*pack_words)(const std::byte* const* rows, int count, int bytes, float* to);
+  /// `rows` rows of any dtype to float32 blocks, from row `first` on, columns zero-filled.
+  void (*pack_blocks)(const std::byte* from,
+                      std::ptrdiff_t stride_bytes,
+                      DType dtype,
+                      int first,
+                      int rows,
+                      int columns,
+                      float* to);
+  /// The same for rows of `bytes` bytes taken as they are, a word at a time.
+  void (*pack_block_words)(const std::byte* from,
+                           std::ptrdiff_t stride_bytes,
+                           int first,
+                           int rows,
+                           int bytes,
+                           float* to);
   /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
   void (*unpack)(const float* from,
                  const float* factor,
@@ -93,24 +140,10 @@ struct Kernels {
       const float* from, float factor, DType dtype, int columns, std::byte* to, bool add);
 
   // --- tiles ---
-  /// s[row][lane] = sum over d of k[row][d] * q_t[d][lane].
-  void (*scores)(const float* k,
-                 std::int64_t k_stride,
-                 int rows,
-                 int d,
-                 const float* q_t,
-                 float* s,
-                 int vectors);
-  /// Online softmax of one tile: s becomes exp2(c * s - m); m, l and o_t follow.
-  void (*softmax)(float* s, int rows, float c, float* m, float* l, float* o_t, int dv, int vectors);
-  /// o_t[column][lane] += sum over rows of v[row][column] * p[row][lane].
-  void (*accumulate)(const float* v,
-                     std::int64_t v_stride,
-                     int rows,
-                     int dv,
-                     const float* p,
-                     float* o_t,
-                     int vectors);
+  Products f32;
+  /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
+  /// m).
+  void (*softmax)(float* s, int rows, float c, float* m, float* l, float* alpha, int vectors);
   /// s[row][lane] = -inf unless low[lane] <= row <= high[lane].
   void (*mask_band)(
       float* s, int rows, int first, const std::int32_t* low, const std::int32_t* high);

@@ -9,10 +9,10 @@ namespace undivided::cpu {
 ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   const Kernels& k = *setup.kernels;
   const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
-  q_t = arena.take<float>(all * setup.spec.dqk);
+  q_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   s = arena.take<float>(key_block * lanes);
-  k_copy = arena.take<float>(std::int64_t{key_block} * setup.spec.dqk);
-  v_copy = arena.take<float>(std::int64_t{key_block} * setup.spec.dv);
+  k_blocks = arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column);
+  v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
   low = arena.take<std::int32_t>(all);
   high = arena.take<std::int32_t>(all);
   q = arena.take<std::int32_t>(all);
@@ -64,7 +64,7 @@ void ScoreTiles::begin(
                   run_.spec.dtype,
                   run_.spec.dqk,
                   run_.q_scale,
-                  memory_.q_t + std::int64_t{sub} * run_.spec.dqk * lanes);
+                  memory_.q_t + std::int64_t{sub} * whole_blocks(run_.spec.dqk) * lanes);
     memory_.edges[sub] = edges;
     if (banded) {
       low_ = std::min<std::int64_t>(low_, edges.low_min);
@@ -163,31 +163,25 @@ bool ScoreTiles::visit(std::int64_t j0) {
   return any;
 }
 
-/// Float32 rows at one stride are read in place; anything else is copied once per macro-tile. So
-/// are rows a multiple of 4096 bytes apart, which would share a few sets of the cache.
-void ScoreTiles::load(
-    const View& view, int d, float* scratch, const float*& at, std::int64_t& stride) const {
+/// Packs the rows of the visited block, once for all sub-blocks. The tile computes whole blocks of
+/// rows, so those past the last key are 0.
+void ScoreTiles::load(const View& view, int d, float* to) const {
   const std::int64_t head = run_.kv_head_of(head_);
   int done = 0;
   while (done < rows_) {
     const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
     const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
-    const bool aliased = run.stride % 4096 == 0 && subs_ > 2;
-    if (view.dtype == DType::f32 && n == rows_ && !aliased) {
-      at = reinterpret_cast<const float*>(run.data);
-      stride = run.stride / 4;
-      return;
-    }
-    kernels_.copy_rows(
-        run.data, run.stride, view.dtype, n, d, scratch + std::int64_t{done} * d, d, d);
+    kernels_.pack_blocks(run.data, run.stride, view.dtype, done, n, d, to);
     done += n;
   }
-  at = scratch;
-  stride = d;
+  for (int c = 0; c < d; c += block_edge)
+    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
+                (whole_blocks(rows_) - rows_) * block_edge,
+                0.0f);
 }
 
 void ScoreTiles::load_keys() {
-  load(run_.args.kv.k, run_.spec.dqk, memory_.k_copy, k_, k_stride_);
+  load(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
     kernels_.execute(code.part[1].data(),
                      std::ssize(code.part[1]),
@@ -201,20 +195,13 @@ void ScoreTiles::load_keys() {
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
-void ScoreTiles::load_values() {
-  load(run_.args.kv.v, run_.spec.dv, memory_.v_copy, v_, v_stride_);
-}
+void ScoreTiles::load_values() { load(run_.args.kv.v, run_.spec.dv, memory_.v_blocks); }
 
 float* ScoreTiles::scores(int sub, float* raw) {
   const RowRange& range = memory_.ranges[sub];
   float* s = memory_.s + range.begin * kernels_.lanes;
-  kernels_.scores(k_ + range.begin * k_stride_,
-                  k_stride_,
-                  range.size(),
-                  run_.spec.dqk,
-                  q_t(sub),
-                  s,
-                  vectors(sub));
+  kernels_.f32.scores(
+      memory_.k_blocks, range.begin, range.size(), run_.spec.dqk, q_t(sub), 1.0f, s, vectors(sub));
   if (raw) std::copy_n(s, range.size() * kernels_.lanes, raw + range.begin * kernels_.lanes);
   const int lanes = kernels_.lanes;
   const auto element =
@@ -244,10 +231,10 @@ float* ScoreTiles::scores(int sub, float* raw) {
   return s;
 }
 
-void ScoreTiles::accumulate_values(int sub, const float* p, float* o_t) const {
+void ScoreTiles::accumulate_values(int sub, const float* p, const float* alpha, float* o_t) const {
   const RowRange& range = memory_.ranges[sub];
-  kernels_.accumulate(
-      v_ + range.begin * v_stride_, v_stride_, range.size(), run_.spec.dv, p, o_t, vectors(sub));
+  kernels_.f32.accumulate(
+      memory_.v_blocks, range.begin, range.size(), run_.spec.dv, p, alpha, o_t, vectors(sub));
 }
 
 void ScoreTiles::drop(int sub, float* p) const {

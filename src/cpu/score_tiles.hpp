@@ -27,7 +27,7 @@ class ScoreTiles {
   /// Scratch of one worker; the lane arrays are [sub-blocks][lanes].
   struct Memory {
     Memory(Arena& arena, const Setup& setup);
-    float *q_t, *s, *k_copy, *v_copy;
+    float *q_t, *s, *k_blocks, *v_blocks;
     std::int32_t *low, *high, *q, *head;
     Edges* edges;
     RowRange* ranges;
@@ -49,7 +49,8 @@ class ScoreTiles {
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
   float* scores(int sub, float* raw = nullptr);
-  void accumulate_values(int sub, const float* p, float* o_t) const;
+  /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row.
+  void accumulate_values(int sub, const float* p, const float* alpha, float* o_t) const;
   void drop(int sub, float* p) const;
 
   int subs() const { return subs_; }
@@ -57,14 +58,12 @@ class ScoreTiles {
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
   std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
   const float* q_t(int sub) const {
-    return memory_.q_t + std::int64_t{sub} * run_.spec.dqk * kernels_.lanes;
+    return memory_.q_t + std::int64_t{sub} * whole_blocks(run_.spec.dqk) * kernels_.lanes;
   }
   std::int64_t key() const { return j0_; }
   int key_rows() const { return rows_; }
-  const float* keys() const { return k_; }
-  std::int64_t key_stride() const { return k_stride_; }
-  const float* values() const { return v_; }
-  std::int64_t value_stride() const { return v_stride_; }
+  const float* keys() const { return memory_.k_blocks; }  // in blocks
+  const float* values() const { return memory_.v_blocks; }
   const Sequence& sequence() const { return sequence_; }
   std::int64_t batch() const { return b_; }
   std::int64_t head() const { return head_; }
@@ -78,7 +77,7 @@ class ScoreTiles {
   }
 
  private:
-  void load(const View& view, int d, float* scratch, const float*& at, std::int64_t& stride) const;
+  void load(const View& view, int d, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
 
@@ -88,8 +87,6 @@ class ScoreTiles {
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   int count_ = 0, subs_ = 0, rows_ = 0;
-  const float *k_ = nullptr, *v_ = nullptr;
-  std::int64_t k_stride_ = 0, v_stride_ = 0;
 };
 
 }  // namespace undivided::cpu

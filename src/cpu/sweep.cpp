@@ -6,6 +6,8 @@
 // A score program changes dS by its derivative, evaluated on the scores before it.
 #include "cpu/sweep.hpp"
 
+#include <array>
+
 namespace undivided::cpu {
 
 SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
@@ -14,8 +16,8 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   const std::int64_t lanes = setup.kernels->lanes, all = lanes * setup.subs();
   const std::int64_t tile = lanes * key_block;
   const std::int64_t dqk = padded(setup, setup.spec.dqk), dv_columns = padded(setup, setup.spec.dv);
-  do_t = arena.take<float>(all * setup.spec.dv);
-  dq_t = arena.take<float>(all * setup.spec.dqk);
+  do_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
+  dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   q_rows = arena.take<float>(all * dqk);
   do_rows = arena.take<float>(all * dv_columns);
   raw = arena.take<float>(tile);
@@ -98,7 +100,8 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
                          dv,
                          static_cast<int>(dv));
     }
-    kernels_.pack(rows, live, dout.dtype, spec.dv, 1.0f, memory_.do_t + sub * lanes * spec.dv);
+    kernels_.pack(
+        rows, live, dout.dtype, spec.dv, 1.0f, memory_.do_t + sub * lanes * whole_blocks(spec.dv));
     const FlatCode& code = run_.setup.gradient;
     if (!code.used) continue;
     const Environment env = tiles.environment(sub, run_.score);
@@ -118,7 +121,7 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
                      memory_.files.at(sub),
                      env);
   }
-  std::fill_n(memory_.dq_t, tiles.subs() * lanes * spec.dqk, 0.0f);
+  std::fill_n(memory_.dq_t, tiles.subs() * lanes * whole_blocks(spec.dqk), 0.0f);
 }
 
 void Sweep::step(ScoreTiles& tiles, int sub, std::int64_t k0) {
@@ -129,24 +132,31 @@ void Sweep::step(ScoreTiles& tiles, int sub, std::int64_t k0) {
   float* p = tiles.scores(sub, run_.setup.gradient.used ? memory_.raw : nullptr);
   float* ds = memory_.dp + range.begin * lanes;
   kernels_.weights(p, rows, run_.factor, memory_.lse2 + sub * lanes);
-  kernels_.scores(tiles.values() + range.begin * tiles.value_stride(),
-                  tiles.value_stride(),
-                  rows,
-                  spec.dv,
-                  memory_.do_t + sub * lanes * spec.dv,
-                  ds,
-                  vectors);
+  kernels_.f32.scores(tiles.values(),
+                      range.begin,
+                      rows,
+                      spec.dv,
+                      memory_.do_t + sub * lanes * whole_blocks(spec.dv),
+                      1.0f,
+                      ds,
+                      vectors);
   if (spec.dropout) tiles.drop(sub, ds);
   kernels_.score_gradient(p, ds, rows, memory_.delta + sub * lanes);
   if (run_.setup.gradient.used) apply_gradient(tiles, sub);
+  alignas(64) static constexpr auto ones = [] {
+    std::array<float, max_lanes> a{};
+    a.fill(1.0f);
+    return a;
+  }();
   if (want_dq)
-    kernels_.accumulate(tiles.keys() + range.begin * tiles.key_stride(),
-                        tiles.key_stride(),
-                        rows,
-                        spec.dqk,
-                        ds,
-                        memory_.dq_t + sub * lanes * spec.dqk,
-                        vectors);
+    kernels_.f32.accumulate(tiles.keys(),
+                            range.begin,
+                            rows,
+                            spec.dqk,
+                            ds,
+                            ones.data(),
+                            memory_.dq_t + sub * lanes * whole_blocks(spec.dqk),
+                            vectors);
   if (!want_dkv) return;
   const std::int64_t first = tiles.key() + range.begin - k0;
   const std::int64_t dqk = padded(run_.setup, spec.dqk), dv = padded(run_.setup, spec.dv);
@@ -200,7 +210,7 @@ void Sweep::store_dq(const ScoreTiles& tiles, int sub) {
                              tiles.head(),
                              tiles.row(sub, lane));
   }
-  kernels_.unpack(memory_.dq_t + sub * lanes * run_.spec.dqk,
+  kernels_.unpack(memory_.dq_t + sub * lanes * whole_blocks(run_.spec.dqk),
                   factor,
                   tiles.lanes_of(sub),
                   run_.args.dq.dtype,

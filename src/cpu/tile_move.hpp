@@ -81,22 +81,91 @@ static void copy_rows_tile(const std::byte* from,
   }
 }
 
+/// W columns of a row as float32, zero beyond `n` of them.
+UNDIVIDED_VEC vf load_columns(DType dtype, const std::byte* from, int n) {
+  if (n <= 0) return set1(0.0f);
+  if (dtype == DType::f32) {
+    if (n >= W) return load(reinterpret_cast<const float*>(from));
+    float part[W] = {};
+    __builtin_memcpy(part, from, static_cast<std::size_t>(n) * 4);
+    return load(part);
+  }
+  std::uint16_t part[W] = {};
+  const std::uint16_t* p = reinterpret_cast<const std::uint16_t*>(from);
+  if (n < W) {
+    __builtin_memcpy(part, from, static_cast<std::size_t>(n) * 2);
+    p = part;
+  }
+  return dtype == DType::bf16 ? load_bf16(p) : load_f16(p);
+}
+
+/// W words of a row of `bytes` bytes as they are, zero beyond its end.
+UNDIVIDED_VEC vf load_words(const std::byte* from, int bytes) {
+  if (bytes <= 0) return set1(0.0f);
+  if (bytes >= 4 * W) return load(reinterpret_cast<const float*>(from));
+  float part[W] = {};
+  __builtin_memcpy(part, from, static_cast<std::size_t>(bytes));
+  return load(part);
+}
+
+/// Rows in lanes: W columns at a time, `row(lane, column)` gives W columns of a row.
+template <class F>
+UNDIVIDED_VEC void pack_lanes(int count, int columns, float* to, F&& row) {
+  const int end = whole_blocks(columns);
+  for (int v = 0; v < 2; ++v)
+    for (int c = 0; c < end; c += W) {
+      vf a[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) a[i] = v * W + i < count ? row(v * W + i, c) : set1(0.0f);
+      transpose(a);
+      const int n = end - c < W ? end - c : W;
+      for (int i = 0; i < n; ++i) store(to + (c + i) * lanes + v * W, a[i]);
+    }
+}
+
 static void pack_tile(
     const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to) {
-  alignas(64) float part[64];
+  const vf factor = set1(scale);
   const int bytes = dtype == DType::f32 ? 4 : 2;
-  for (int c = 0; c < columns; c += 64) {
-    const int n = columns - c < 64 ? columns - c : 64;
-    for (int lane = 0; lane < lanes; ++lane) {
-      float* out = to + static_cast<std::int64_t>(c) * lanes + lane;
-      if (lane < count) {
-        widen_row(dtype, rows[lane] + c * bytes, n, part);
-        for (int i = 0; i < n; ++i) out[i * lanes] = part[i] * scale;
-      } else {
-        for (int i = 0; i < n; ++i) out[i * lanes] = 0;
-      }
-    }
-  }
+  pack_lanes(count, columns, to, [&](int lane, int c) {
+    return mul(load_columns(dtype, rows[lane] + c * bytes, columns - c), factor);
+  });
+}
+
+static void pack_words_tile(const std::byte* const* rows, int count, int bytes, float* to) {
+  pack_lanes(count, (bytes + 3) / 4, to, [&](int lane, int c) {
+    return load_words(rows[lane] + c * 4, bytes - c * 4);
+  });
+}
+
+/// Where the word at row `r`, column `c` of packed rows is.
+UNDIVIDED_VEC float* block_at(float* to, int r, int c) {
+  return to + c / block_edge * block_column + r * block_edge + c % block_edge;
+}
+
+static void pack_block_rows(const std::byte* from,
+                            std::ptrdiff_t stride_bytes,
+                            DType dtype,
+                            int first,
+                            int rows,
+                            int columns,
+                            float* to) {
+  const int bytes = dtype == DType::f32 ? 4 : 2;
+  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+    for (int c = 0; c < whole_blocks(columns); c += W)
+      store_blocks(block_at(to, r, c),
+                   block_column,
+                   columns - c,
+                   load_columns(dtype, from + c * bytes, columns - c));
+}
+
+static void pack_block_words(
+    const std::byte* from, std::ptrdiff_t stride_bytes, int first, int rows, int bytes, float* to) {
+  const int words = (bytes + 3) / 4;
+  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+    for (int c = 0; c < whole_blocks(words); c += W)
+      store_blocks(
+          block_at(to, r, c), block_column, words - c, load_words(from + c * 4, bytes - c * 4));
 }
 
 static void unpack_tile(const float* from,
@@ -105,16 +174,23 @@ static void unpack_tile(const float* from,
                         DType dtype,
                         int columns,
                         std::byte* const* rows) {
-  alignas(64) float part[64];
+  alignas(64) float part[lanes][64];
   const int bytes = dtype == DType::f32 ? 4 : 2;
   for (int c = 0; c < columns; c += 64) {
     const int n = columns - c < 64 ? columns - c : 64;
+    for (int v = 0; v < 2; ++v)
+      for (int i = 0; i < n; i += W) {
+        vf a[W];
+        for (int x = 0; x < W; ++x)
+          a[x] = i + x < n ? load(from + (c + i + x) * lanes + v * W) : set1(0.0f);
+        transpose(a);
+        for (int x = 0; x < W; ++x) store(part[v * W + x] + i, a[x]);
+      }
     for (int lane = 0; lane < count; ++lane) {
-      const float* in = from + static_cast<std::int64_t>(c) * lanes + lane;
-      const float f = factor[lane];
       // A row without keys may have met 0 * NaN; it is 0 all the same.
-      for (int i = 0; i < n; ++i) part[i] = f == 0.0f ? 0.0f : in[i * lanes];
-      narrow_row(part, f, dtype, n, rows[lane] + c * bytes, false);
+      if (factor[lane] == 0.0f)
+        for (int i = 0; i < n; ++i) part[lane][i] = 0;
+      narrow_row(part[lane], factor[lane], dtype, n, rows[lane] + c * bytes, false);
     }
   }
 }

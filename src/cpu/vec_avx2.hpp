@@ -120,3 +120,28 @@ UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   const vi joined = _mm256_permute4x64_epi64(packed, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(joined));
 }
+/// Lanes to columns of blocks of 8, which hold whole vectors here.
+UNDIVIDED_VEC void store_blocks(float* p, int, int, vf a) { store(p, a); }
+/// a[i] becomes lane i of all.
+UNDIVIDED_VEC void transpose(vf* a) {
+  vf b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
+    a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
+    a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+    a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    b[j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
+    b[4 + j] = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) a[i] = b[i];
+}

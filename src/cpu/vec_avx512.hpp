@@ -100,3 +100,39 @@ UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
 UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
 }
+/// Lanes to columns of blocks of 8, `apart` floats from one block to the next; none past `columns`.
+UNDIVIDED_VEC void store_blocks(float* p, int apart, int columns, vf a) {
+  _mm256_storeu_ps(p, _mm512_castps512_ps256(a));
+  if (columns > 8) _mm256_storeu_ps(p + apart, _mm512_extractf32x8_ps(a, 1));
+}
+/// a[i] becomes lane i of all.
+UNDIVIDED_VEC void transpose(vf* a) {
+  vf b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const auto d = [&](int j) { return _mm512_castps_pd(b[i + j]); };
+    a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(0), d(2)));
+    a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(0), d(2)));
+    a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(d(1), d(3)));
+    a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(d(1), d(3)));
+  }
+  // Now quarter q of a[4 * i + j] holds lane 4 * q + j of rows 4 * i to 4 * i + 3.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const vf low02 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x88);
+    const vf low13 = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xdd);
+    const vf high02 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x88);
+    const vf high13 = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xdd);
+    b[j] = _mm512_shuffle_f32x4(low02, high02, 0x88);
+    b[4 + j] = _mm512_shuffle_f32x4(low13, high13, 0x88);
+    b[8 + j] = _mm512_shuffle_f32x4(low02, high02, 0xdd);
+    b[12 + j] = _mm512_shuffle_f32x4(low13, high13, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = b[i];
+}

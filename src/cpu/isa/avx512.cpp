@@ -14,6 +14,7 @@ constexpr int lanes = 2 * W, tile_rows = 8;
 constexpr const char* isa_name = "avx512";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"
+#include "cpu/tile_blocks.hpp"
 #include "cpu/tile_forward.hpp"
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"

@@ -11,6 +11,7 @@ constexpr int lanes = 2 * W, tile_rows = 4;
 constexpr const char* isa_name = "scalar";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"
+#include "cpu/tile_blocks.hpp"
 #include "cpu/tile_forward.hpp"
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
