@@ -18,6 +18,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   q = arena.take<std::int32_t>(all);
   head = arena.take<std::int32_t>(all);
   edges = arena.take<Edges>(subs);
+  runs = arena.take<PlanRuns>(subs);
   ranges = arena.take<RowRange>(subs);
   mask = WorkerFiles::layout(arena, setup.mask, k, setup.subs());
   score = WorkerFiles::layout(arena, setup.score, k, setup.subs());
@@ -34,8 +35,9 @@ void ScoreTiles::begin(
   subs_ = (count + lanes - 1) / lanes;
   const expr::Band& band = run_.band;
   const bool banded = run_.mask_kind == MaskKind::band;
-  low_ = banded ? s.k_len : 0;
-  high_ = banded ? 0 : s.k_len;
+  const bool planned = run_.mask_kind == MaskKind::plan;
+  low_ = banded || planned ? s.k_len : 0;
+  high_ = banded || planned ? 0 : s.k_len;
   for (int sub = 0; sub < subs_; ++sub) {
     const std::byte* rows[max_lanes];
     Edges edges{
@@ -70,6 +72,17 @@ void ScoreTiles::begin(
       low_ = std::min<std::int64_t>(low_, edges.low_min);
       high_ = std::max<std::int64_t>(high_, edges.high_max + 1);
     }
+    if (planned) {
+      const MaskPlan& plan = *run_.args.mask_plan;
+      const std::int32_t* offsets =
+          plan.run_offsets.data() + plan.entry(b, head).query_runs + row(sub, 0) / MaskPlan::block;
+      const PlanRuns runs{plan.runs.data() + offsets[0], plan.runs.data() + offsets[1]};
+      memory_.runs[sub] = runs;
+      if (runs.next != runs.end) {
+        low_ = std::min<std::int64_t>(low_, std::int64_t{runs.next->begin} * MaskPlan::block);
+        high_ = std::max<std::int64_t>(high_, std::int64_t{runs.end[-1].end} * MaskPlan::block);
+      }
+    }
     const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
       const Environment env = environment(sub, c);
       if (sub == 0)
@@ -92,6 +105,7 @@ void ScoreTiles::begin(
     if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
   }
   low_ = low_ / key_block * key_block;
+  high_ = std::min(high_, s.k_len);
 }
 
 Environment ScoreTiles::environment(int sub, const Contents& contents) const {
@@ -108,33 +122,43 @@ Environment ScoreTiles::environment(int sub, const Contents& contents) const {
   return env;
 }
 
+RowRange ScoreTiles::whole_chunks(int begin, int end) const {
+  RowRange r;
+  if (begin >= end) return r;
+  r.begin = begin / chunk_rows * chunk_rows;
+  r.end = std::min(rows_, (end + chunk_rows - 1) / chunk_rows * chunk_rows);
+  return r;
+}
+
 RowRange ScoreTiles::band_range(int sub) const {
   const Edges& e = memory_.edges[sub];
-  RowRange r;
   const auto local = [&](std::int64_t key) {
     return static_cast<int>(std::clamp<std::int64_t>(key - j0_, 0, rows_));
   };
-  r.begin = local(e.low_min) / chunk_rows * chunk_rows;
-  r.end = std::min(rows_, (local(e.high_max + 1) + chunk_rows - 1) / chunk_rows * chunk_rows);
+  RowRange r = whole_chunks(local(e.low_min), local(std::int64_t{e.high_max} + 1));
   r.masked = j0_ + r.begin < e.low_max || j0_ + r.end - 1 > e.high_min;
   return r;
 }
 
 RowRange ScoreTiles::plan_range(int sub) const {
+  static_assert(key_block == MaskPlan::block);
   const MaskPlan& plan = *run_.args.mask_plan;
-  const MaskPlan::Entry& entry = plan.entry(b_, head_);
-  const auto at = static_cast<std::size_t>(entry.query_runs + row(sub, 0) / MaskPlan::block);
   const auto block = static_cast<std::int32_t>(j0_ / MaskPlan::block);
-  const MaskPlan::Run* end = plan.runs.data() + plan.run_offsets[at + 1];
-  const MaskPlan::Run* run = std::partition_point(
-      plan.runs.data() + plan.run_offsets[at], end, [&](const auto& r) { return r.end <= block; });
-  RowRange range;
-  if (run == end || run->begin > block) return range;
-  range.end = rows_;
-  if (run->tiles < 0) return range;
+  PlanRuns& runs = memory_.runs[sub];
+  while (runs.next != runs.end && runs.next->end <= block) ++runs.next;
+  if (runs.next == runs.end || runs.next->begin > block) return {};
+  if (runs.next->tiles < 0) return {0, rows_, false, nullptr};
+  const auto at = static_cast<std::size_t>(runs.next->tiles + block - runs.next->begin);
+  const MaskPlan::Tile& tile = plan.tiles_by_key[static_cast<std::size_t>(plan.tile_ids[at])];
+  // Only the rows between the first and the last that some lane of the sub-block keeps.
+  const std::uint64_t lanes = ((std::uint64_t{1} << kernels_.lanes) - 1)
+                              << row(sub, 0) % MaskPlan::block;
+  std::size_t begin = 0, end = static_cast<std::size_t>(rows_);
+  while (begin < end && (tile[begin] & lanes) == 0) ++begin;
+  while (begin < end && (tile[end - 1] & lanes) == 0) --end;
+  RowRange range = whole_chunks(static_cast<int>(begin), static_cast<int>(end));
   range.masked = true;
-  const auto id = plan.tile_ids[static_cast<std::size_t>(run->tiles + block - run->begin)];
-  range.words = plan.tiles_by_key[static_cast<std::size_t>(id)].data();
+  range.words = tile.data();
   return range;
 }
 

@@ -22,6 +22,9 @@ class ScoreTiles {
   struct Edges {  // of the keys that the lanes of a sub-block keep
     std::int32_t low_min = 0, low_max = 0, high_min = 0, high_max = 0;
   };
+  struct PlanRuns {  // of a sub-block's row of blocks: those not yet passed
+    const MaskPlan::Run *next = nullptr, *end = nullptr;
+  };
 
  public:
   /// Scratch of one worker; the lane arrays are [sub-blocks][lanes].
@@ -30,6 +33,7 @@ class ScoreTiles {
     float *q_t, *s, *k_blocks, *v_blocks;
     std::int32_t *low, *high, *q, *head;
     Edges* edges;
+    PlanRuns* runs;
     RowRange* ranges;
     WorkerFiles mask, score;
   };
@@ -41,7 +45,8 @@ class ScoreTiles {
   /// Local keys [low, high) that any row may need; low is on the grid of key blocks.
   std::int64_t low() const { return low_; }
   std::int64_t high() const { return high_; }
-  /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it.
+  /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
+  /// are visited in ascending order.
   bool visit(std::int64_t j0);
   void load_keys();  // of the visited block
   void load_values();
@@ -80,6 +85,8 @@ class ScoreTiles {
   void load(const View& view, int d, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
+  /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.
+  RowRange whole_chunks(int begin, int end) const;
 
   const Run& run_;
   const Kernels& kernels_;
