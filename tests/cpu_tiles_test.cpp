@@ -39,34 +39,36 @@ TEST_P(CpuTiles, Exp2IsAccurateAndExactAtItsEnds) {
 }
 
 /// Runs a program over a tile and compares each element with the scalar reading.
-void expect_same_reading(const cpu::Kernels& k, const expr::Program& p, const expr::Bound& bound) {
+void expect_same_reading(const cpu::Kernels& k,
+                         const expr::Program& p,
+                         const expr::Bound& bound,
+                         const cpu::Flatten& how) {
   using expr::Rate;
   const int rows = 13;
-  const cpu::FlatCode code = cpu::flatten(p);
+  const cpu::FlatCode code = cpu::flatten(p, how);
   std::vector<float> memory(1 << 20);
   cpu::Arena arena(memory.data());
   const auto contents = cpu::Contents::layout(arena, code);
   contents.fill(code, bound);
-  const auto files = cpu::WorkerFiles::layout(arena, code, k, 1).at(0);
   auto* q = arena.take<std::int32_t>(k.lanes);
   auto* score = arena.take<float>(cpu::key_block * k.lanes);
+  const auto files = cpu::WorkerFiles::layout(arena, code, k, 1).at(0, score);
   auto* out = arena.take<float>(cpu::key_block * k.lanes);
   ASSERT_LT(arena.used(), memory.size() * 4);
   std::mt19937 engine(7);
   std::normal_distribution<float> normal(0.0f, 4.0f);
   for (int i = 0; i < k.lanes; ++i) q[i] = 17 + i;
   for (int i = 0; i < rows * k.lanes; ++i) score[i] = normal(engine);
+  const std::vector<float> before(score, score + rows * k.lanes);
   cpu::Environment at;
   at.arrays = contents.arrays;
   at.params = contents.params;
-  at.batch = 2, at.head = 3, at.q_len = 100, at.k_len = 90, at.q = q, at.k = 11, at.score = score;
-  const auto execute = [&](Rate rate, int first, int n) {
-    const auto& part = code.part[static_cast<int>(rate)];
-    k.execute(part.data(), std::ssize(part), rate, first, n, files, at);
-  };
+  at.batch = 2, at.head = 3, at.q_len = 100, at.k_len = 90, at.q = q, at.k = 11;
+  const auto execute = [&](Rate rate, int first, int n) { code.run(k, rate, first, n, files, at); };
   execute(Rate::uniform, 0, 1);
   execute(Rate::key, 0, rows);
   execute(Rate::query, 0, 1);
+  execute(Rate::diagonal, 0, 0);
   for (int r = 0; r < rows; r += cpu::chunk_rows) {
     const int n = std::min(cpu::chunk_rows, rows - r);
     execute(Rate::element, r, n);
@@ -79,7 +81,7 @@ void expect_same_reading(const cpu::Kernels& k, const expr::Program& p, const ex
       double want = 0;
       expr::evaluate(p,
                      bound,
-                     {2, 3, q[lane], 11 + r, 100, 90, score[r * k.lanes + lane]},
+                     {2, 3, q[lane], 11 + r, 100, 90, before[r * k.lanes + lane]},
                      scratch.data(),
                      &want);
       switch (p.root().type) {
@@ -101,12 +103,22 @@ void expect_same_reading(const cpu::Kernels& k, const expr::Program& p, const ex
     }
 }
 
+void expect_same_reading(const cpu::Kernels& k, const expr::Program& p, const expr::Bound& bound) {
+  const bool score = p.root().type == expr::Type::f32;
+  for (const bool diagonals : {false, true})
+    for (const bool in_place : {false, score}) {
+      SCOPED_TRACE(testing::Message() << "diagonals " << diagonals << " in place " << in_place);
+      expect_same_reading(k, p, bound, {.diagonals = diagonals, .in_place = in_place});
+    }
+}
+
 TEST_P(CpuTiles, ByteCodeReadsLikeTheOracle) {
   const Array table(std::vector<float>{0.5f, -1.5f, 2.25f, 0.125f, 9.0f}, "table");
+  const Array line(std::vector<float>(100, 0.75f), "line");
   const Array ids(std::vector<std::int32_t>{5, 4, 3, 2, 1, 0, -7}, "ids");
   Tensor flags = Tensor::empty(DType::boolean, {4, 6});
   for (int i = 0; i < 24; ++i) flags.ptr<bool>()[i] = i % 5 == 2;
-  const Captures captures{{table, ids, Array(flags, "flags")}, {{"w", 3}}};
+  const Captures captures{{table, line, ids, Array(flags, "flags")}, {{"w", 3}}};
   const char* masks[] = {"k <= q",
                          "(q - k) % 5 == 2 || (k - q) / 7 < -1",
                          "ids[k % 7] == ids[q % 7]",
@@ -117,7 +129,9 @@ TEST_P(CpuTiles, ByteCodeReadsLikeTheOracle) {
                          "(q < k) == (k < 30)",
                          "trunc(q * 0.37) == trunc(k * 0.91)",
                          "q % (k + 1) == 0",
-                         "(q > 20 ? k : q) > 18"};
+                         "(q > 20 ? k : q) > 18",
+                         "flags[head, abs(k - q) % 6]",
+                         "ids[min(abs(q - 3 - k), 6)] > (q < k ? 3 : 0)"};
   for (const char* text : masks) {
     SCOPED_TRACE(text);
     const Mask m = Mask::parse(text, captures);
@@ -132,6 +146,12 @@ TEST_P(CpuTiles, ByteCodeReadsLikeTheOracle) {
                           "sqrt(abs(score)) * (q < k ? 1.0 : -2.5)",
                           "min(score, 1.5) + max(score, -0.5) - abs(score)",
                           "score / (k - q)",
+                          "score / 1e-25 + score / 0.0 + score / 3.0e38",
+                          "line[k] * 2.0",
+                          "w * 1.5",
+                          "0.25 * sqrt(abs(q - k)) - 1.0",
+                          "tanh(score * 1e-4) + tanh(score * 1e30)",
+                          "(q <= k ? score : 2.0) + table[min(max(k - q, 0), 4)]",
                           "score > 0.0 ? score : score * 0.1",
                           "-score * table[abs(ids[k % 7]) % 5] + w"};
   for (const char* text : scores) {

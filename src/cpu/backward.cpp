@@ -45,8 +45,15 @@ class Backward final : public Prepared {
       : setup_(spec, bounds, context), gradient_(expr::differentiate(*spec.score)) {
     if (setup_.score.used) {
       std::vector<std::array<std::int32_t, 4>> keep;
-      for (const auto& term : gradient_.terms) keep.push_back(term.index);
-      setup_.gradient = flatten(gradient_.program, keep);
+      expr::Program wanted = gradient_.program;
+      if (setup_.spec.captured)
+        for (const auto& term : gradient_.terms) keep.push_back(term.index);
+      else
+        wanted.roots.resize(1);  // the derivative by the score
+      setup_.gradient = flatten(wanted, {.diagonals = true}, keep);
+      const expr::Node& root = wanted.root();
+      if (keep.empty() && root.op == expr::Op::constant && root.real == 1)
+        setup_.gradient.used = false;
     }
     choose_order();
     Arena counter;

@@ -46,10 +46,14 @@ struct ArrayRef {
   bool narrow = false;  // 4-byte elements and offsets below 2^31: one gather
   std::int64_t shape[4] = {1, 1, 1, 1}, stride[4] = {};
 };
+/// The element register that is the tile of scores itself.
+inline constexpr std::int32_t tile_register = -2;
 /// Register files by rate. Sizes of one register in floats: uniform W, key key_block * W, query
-/// lanes, element chunk_rows * lanes.
+/// lanes, diagonal key_block + lanes, element chunk_rows * lanes. Row r and lane i of a tile lie on
+/// diagonal key_block - 1 - r + i, if lane i holds the i-th query after that of lane 0.
 struct Files {
-  float* file[4] = {};
+  float* file[expr::rates] = {};
+  float* tile = nullptr;  // row 0 of the tile of scores
 };
 /// Leaves of a program at one tile.
 struct Environment {
@@ -58,7 +62,6 @@ struct Environment {
   std::int32_t batch = 0, head = 0, q_len = 0, k_len = 0;
   const std::int32_t* q = nullptr;  // [lanes] positions
   std::int32_t k = 0;               // position of row 0
-  const float* score = nullptr;     // row 0 of the tile
 };
 
 /// Dropout of a tile: counter words that do not change inside it.
@@ -153,6 +156,7 @@ struct Kernels {
   void (*drop)(float* p, int rows, const DropoutTile& at);
 
   // --- programs ---
+  /// Code of one rate. `rows` rows from `first_row` on, where the rate has rows.
   void (*execute)(const Instruction* code,
                   std::int64_t count,
                   expr::Rate rate,
@@ -164,14 +168,14 @@ struct Kernels {
   void (*read)(Register from, int first_row, int rows, const Files& files, float* to);
   /// s = -inf where the boolean register is false.
   void (*mask_register)(Register from, int first_row, int rows, const Files& files, float* s);
+  /// ds = ds * register, 0 where ds is 0.
+  void (*multiply_register)(Register from, int first_row, int rows, const Files& files, float* ds);
 
   // --- backward ---
   /// p = exp2(c * s - lse2), in place.
   void (*weights)(float* s, int rows, float c, const float* lse2);
   /// dp = p * (dp - delta), 0 where p is 0. `p` is the weight before dropout, `dp` after.
   void (*score_gradient)(const float* p, float* dp, int rows, const float* delta);
-  /// ds = ds * g, 0 where ds is 0.
-  void (*multiply)(float* ds, const float* g, std::int64_t count);
   /// to[row][d] += sum over lanes of p[row][lane] * x[lane][d], d a multiple of lanes.
   void (*accumulate_rows)(const float* p,
                           int rows,

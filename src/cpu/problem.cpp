@@ -66,9 +66,6 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
                                 return values;
                               }())
              .is_band;
-  mask = flatten(*spec.mask);
-  score = flatten(*spec.score);
-  score.used = !is_identity(*spec.score);
   workers =
       std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
@@ -76,6 +73,9 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
            !spec.key_mass && !spec.mask->reads(expr::Op::head) &&
            !spec.score->reads(expr::Op::head) && spec.op == Operation::forward;
+  mask = flatten(*spec.mask, {.diagonals = !packed});
+  score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
+  score.used = !is_identity(*spec.score);
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
   while (tile > std::max(kernels->lanes, spec.mask_plan ? 64 : 0) && tile / 2 >= max_rows())

@@ -37,19 +37,23 @@ bool is_narrow(const expr::Bound::ArrayRef& a, int rank) {
 }  // namespace
 
 FlatCode flatten(const expr::Program& program,
+                 const Flatten& how,
                  const std::vector<std::array<std::int32_t, 4>>& keep) {
-  const expr::ByteCode code = expr::compile(program, keep);
+  const expr::ByteCode code = expr::compile(program, keep, how.diagonals);
   FlatCode flat;
   flat.used = true;
+  std::int32_t score = -1;  // global register
+  for (const expr::Instruction& i : code.part[static_cast<std::size_t>(expr::Rate::element)])
+    if (i.op == expr::Op::score) score = i.result;
   const auto place = [&](std::int32_t global) {
     if (global < 0) return Register{expr::Rate::uniform, -1};
+    if (global == score) return Register{expr::Rate::element, tile_register};
     const auto i = static_cast<std::size_t>(global);
     return Register{code.rate_of[i], code.index_of[i]};
   };
-  const std::vector<expr::Instruction>* parts[4] = {
-      &code.uniform, &code.key, &code.query, &code.element};
-  for (int rate = 0; rate < 4; ++rate)
-    for (const expr::Instruction& from : *parts[rate]) {
+  for (std::size_t rate = 0; rate < expr::rates; ++rate)
+    for (const expr::Instruction& from : code.part[rate]) {
+      if (from.op == expr::Op::score) continue;
       Instruction to;
       to.op = from.op;
       to.type = from.type;
@@ -73,6 +77,11 @@ FlatCode flatten(const expr::Program& program,
     for (std::size_t o = 0; o < 4; ++o) kept[o] = place(index[o]);
     flat.keep.push_back(kept);
   }
+  // The only root is what the last instruction makes, and nothing reads the scores after it.
+  if (how.in_place && flat.roots.size() == 1 && keep.empty() &&
+      flat.roots[0].rate == expr::Rate::element && flat.roots[0].index != tile_register)
+    flat.part[static_cast<std::size_t>(expr::Rate::element)].back().result = flat.roots[0].index =
+        tile_register;
   flat.arrays = program.slots.size();
   flat.params = program.params.size();
   for (const expr::ParamDecl& p : program.params) flat.param_type.push_back(p.type);
@@ -114,7 +123,8 @@ WorkerFiles WorkerFiles::layout(Arena& arena,
   f.key = arena.take<float>(std::int64_t{code.file_size[1]} * key_block * kernels.width);
   f.query_stride = std::int64_t{code.file_size[2]} * kernels.lanes;
   f.query = arena.take<float>(f.query_stride * subs);
-  f.element = arena.take<float>(std::int64_t{code.file_size[3]} * chunk_rows * kernels.lanes);
+  f.diagonal = arena.take<float>(std::int64_t{code.file_size[3]} * (key_block + kernels.lanes));
+  f.element = arena.take<float>(std::int64_t{code.file_size[4]} * chunk_rows * kernels.lanes);
   return f;
 }
 

@@ -85,21 +85,8 @@ void ScoreTiles::begin(
     }
     const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
       const Environment env = environment(sub, c);
-      if (sub == 0)
-        kernels_.execute(code.part[0].data(),
-                         std::ssize(code.part[0]),
-                         expr::Rate::uniform,
-                         0,
-                         1,
-                         files.at(sub),
-                         env);
-      kernels_.execute(code.part[2].data(),
-                       std::ssize(code.part[2]),
-                       expr::Rate::query,
-                       0,
-                       1,
-                       files.at(sub),
-                       env);
+      if (sub == 0) code.run(kernels_, expr::Rate::uniform, 0, 1, files.at(sub), env);
+      code.run(kernels_, expr::Rate::query, 0, 1, files.at(sub), env);
     };
     if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
     if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
@@ -118,7 +105,6 @@ Environment ScoreTiles::environment(int sub, const Contents& contents) const {
   env.k_len = static_cast<std::int32_t>(sequence_.k_len);
   env.q = memory_.q + sub * kernels_.lanes;
   env.k = static_cast<std::int32_t>(sequence_.k_origin + j0_);
-  env.score = memory_.s;
   return env;
 }
 
@@ -207,13 +193,7 @@ void ScoreTiles::load(const View& view, int d, float* to) const {
 void ScoreTiles::load_keys() {
   load(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
-    kernels_.execute(code.part[1].data(),
-                     std::ssize(code.part[1]),
-                     expr::Rate::key,
-                     0,
-                     rows_,
-                     files.at(0),
-                     environment(0, c));
+    code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
   if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
@@ -230,22 +210,28 @@ float* ScoreTiles::scores(int sub, float* raw) {
   const int lanes = kernels_.lanes;
   const auto element =
       [&](const FlatCode& code, const Files& files, const Environment& env, auto&& result) {
+        code.run(kernels_, expr::Rate::diagonal, 0, 0, files, env);
         by_chunks(sub, [&](int r, int n) {
-          kernels_.execute(
-              code.part[3].data(), std::ssize(code.part[3]), expr::Rate::element, r, n, files, env);
-          result(code.roots[0], r, n, files, memory_.s + r * lanes);
+          code.run(kernels_, expr::Rate::element, r, n, files, env);
+          if (code.roots[0].index != tile_register)
+            result(code.roots[0], r, n, files, memory_.s + r * lanes);
         });
       };
   if (run_.setup.score.used)
-    element(run_.setup.score, memory_.score.at(sub), environment(sub, run_.score), kernels_.read);
+    element(run_.setup.score,
+            memory_.score.at(sub, memory_.s),
+            environment(sub, run_.score),
+            kernels_.read);
   if (range.words)
     kernels_.mask_bits(s,
                        range.size(),
                        range.words + range.begin,
                        static_cast<int>(row(sub, 0) % MaskPlan::block));
   else if (run_.mask_kind == MaskKind::program)
-    element(
-        run_.setup.mask, memory_.mask.at(sub), environment(sub, run_.mask), kernels_.mask_register);
+    element(run_.setup.mask,
+            memory_.mask.at(sub, memory_.s),
+            environment(sub, run_.mask),
+            kernels_.mask_register);
   else if (range.masked)
     kernels_.mask_band(s,
                        range.size(),

@@ -8,6 +8,8 @@
 
 #include <array>
 
+#include "cpu/flush.hpp"
+
 namespace undivided::cpu {
 
 SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
@@ -22,7 +24,6 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   do_rows = arena.take<float>(all * dv_columns);
   raw = arena.take<float>(tile);
   dp = arena.take<float>(tile);
-  g = arena.take<float>(tile);
   lse2 = arena.take<float>(all);
   delta = arena.take<float>(all);
   dk = arena.take<float>(keys * dqk);
@@ -36,6 +37,7 @@ void Sweep::run(const Sequence& s,
                 std::int64_t end_tile,
                 std::int64_t k0,
                 std::int64_t k1) {
+  const FlushToZero flush;
   ScoreTiles tiles(run_, memory_.tiles);
   const std::int64_t tile = run_.setup.tile;
   for (std::int64_t t = first_tile; t < end_tile && t * tile < s.q_len; ++t) {
@@ -49,16 +51,13 @@ void Sweep::run(const Sequence& s,
       tiles.load_keys();
       tiles.load_values();
       const FlatCode& code = run_.setup.gradient;
-      if (code.used) {
-        Environment env = tiles.environment(0, run_.score);
-        kernels_.execute(code.part[1].data(),
-                         std::ssize(code.part[1]),
-                         expr::Rate::key,
-                         0,
-                         tiles.key_rows(),
-                         memory_.files.at(0),
-                         env);
-      }
+      if (code.used)
+        code.run(kernels_,
+                 expr::Rate::key,
+                 0,
+                 tiles.key_rows(),
+                 memory_.files.at(0),
+                 tiles.environment(0, run_.score));
       for (int sub = 0; sub < tiles.subs(); ++sub)
         if (!tiles.range(sub).empty()) step(tiles, sub, k0);
     }
@@ -105,21 +104,8 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
     const FlatCode& code = run_.setup.gradient;
     if (!code.used) continue;
     const Environment env = tiles.environment(sub, run_.score);
-    if (sub == 0)
-      kernels_.execute(code.part[0].data(),
-                       std::ssize(code.part[0]),
-                       expr::Rate::uniform,
-                       0,
-                       1,
-                       memory_.files.at(sub),
-                       env);
-    kernels_.execute(code.part[2].data(),
-                     std::ssize(code.part[2]),
-                     expr::Rate::query,
-                     0,
-                     1,
-                     memory_.files.at(sub),
-                     env);
+    if (sub == 0) code.run(kernels_, expr::Rate::uniform, 0, 1, memory_.files.at(sub), env);
+    code.run(kernels_, expr::Rate::query, 0, 1, memory_.files.at(sub), env);
   }
   std::fill_n(memory_.dq_t, tiles.subs() * lanes * whole_blocks(spec.dqk), 0.0f);
 }
@@ -184,16 +170,14 @@ void Sweep::step(ScoreTiles& tiles, int sub, std::int64_t k0) {
 void Sweep::apply_gradient(ScoreTiles& tiles, int sub) {
   const FlatCode& code = run_.setup.gradient;
   const int lanes = kernels_.lanes;
-  Environment env = tiles.environment(sub, run_.score);
-  env.score = memory_.raw;
-  const Files files = memory_.files.at(sub);
+  const Environment env = tiles.environment(sub, run_.score);
+  const Files files = memory_.files.at(sub, memory_.raw);
+  code.run(kernels_, expr::Rate::diagonal, 0, 0, files, env);
   tiles.by_chunks(sub, [&](int r, int n) {
-    kernels_.execute(
-        code.part[3].data(), std::ssize(code.part[3]), expr::Rate::element, r, n, files, env);
+    code.run(kernels_, expr::Rate::element, r, n, files, env);
     float* ds = memory_.dp + r * lanes;
     if (captured) captured->add(*captured_memory, files, r, n, tiles.lanes_of(sub), ds);
-    kernels_.read(code.roots[0], r, n, files, memory_.g);
-    kernels_.multiply(ds, memory_.g, std::int64_t{n} * lanes);
+    kernels_.multiply_register(code.roots[0], r, n, files, ds);
   });
 }
 

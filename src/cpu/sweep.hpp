@@ -18,7 +18,7 @@ struct SweepMemory {
   ScoreTiles::Memory tiles;
   WorkerFiles files;  // of the gradient program
   float *do_t, *dq_t, *q_rows, *do_rows;
-  float *raw, *dp, *g, *lse2, *delta;
+  float *raw, *dp, *lse2, *delta;
   float *dk, *dv;  // [keys][padded]
 };
 

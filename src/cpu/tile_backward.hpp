@@ -24,14 +24,6 @@ static void score_gradient_tile(const float* p, float* dp, int rows, const float
   }
 }
 
-static void multiply_tile(float* ds, const float* g, std::int64_t count) {
-  const vf zero = set1(0.0f);
-  for (std::int64_t i = 0; i < count; i += W) {
-    const vf x = load(ds + i);
-    store(ds + i, select(eq(x, zero), zero, mul(x, load(g + i))));
-  }
-}
-
 template <int MR>
 static __attribute__((noinline)) void accumulate_rows_of(const float* __restrict p,
                                                          int count,

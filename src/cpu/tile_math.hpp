@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp2 and the functions of the language over vec. Included once, inside the namespace of an ISA.
 
+/// (2^f - 1) / f for |f| <= 1/2.
+UNDIVIDED_VEC vf exp2_slope(vf f) {
+  vf p = fma(f, set1(0x1.5bba0ep-10f), set1(0x1.3cea88p-7f));
+  p = fma(p, f, set1(0x1.c6b752p-5f));
+  p = fma(p, f, set1(0x1.ebf9bcp-3f));
+  return fma(p, f, set1(0x1.62e42ap-1f));
+}
+
 /// 2^x to 1e-7 relative. Exactly 1 at 0 and exactly 0 at -inf; NaN stays NaN.
 UNDIVIDED_VEC vf exp2_of(vf x) {
   // The clamps keep NaN: it is the second operand. 2^-150 rounds to 0 in scale2.
   if constexpr (W < 16) x = min(set1(129.0f), max(set1(-150.0f), x));
   const vf n = round(x), f = sub(x, n);
-  vf p = fma(f, set1(0x1.5bba0ep-10f), set1(0x1.3cea88p-7f));
-  p = fma(p, f, set1(0x1.c6b752p-5f));
-  p = fma(p, f, set1(0x1.ebf9bcp-3f));
-  p = fma(p, f, set1(0x1.62e42ap-1f));
-  p = fma(p, f, set1(1.0f));
-  return scale2(p, n);
+  return scale2(fma(exp2_slope(f), f, set1(1.0f)), n);
 }
 
 /// e^x. The argument is reduced by ln 2 in two parts, so large x keep their accuracy.
@@ -47,18 +50,16 @@ UNDIVIDED_VEC vf log_of(vf x) {
   return select(le(set1(0.0f), x), r, set1(__builtin_nanf("")));
 }
 
-/// tanh: an odd polynomial near 0, 1 - 2 / (e^2x + 1) elsewhere.
+/// tanh |x| = (1 - e) / (1 + e) with e = 2^(-2 log2(e) |x|). e - 1 comes from the polynomial before
+/// its 1 is added, so nothing cancels near 0.
 UNDIVIDED_VEC vf tanh_of(vf x) {
-  const vf magnitude = max(x, sub(set1(0.0f), x)), z = mul(x, x);
-  vf p = fma(z, set1(-0.00571703259f), set1(0.0206505749f));
-  p = fma(p, z, set1(-0.0537434928f));
-  p = fma(p, z, set1(0.133314908f));
-  p = fma(p, z, set1(-0.333332837f));
-  const vf small = fma(mul(p, z), x, x);
-  const vf e = exp_of(min(set1(20.0f), add(magnitude, magnitude)));
-  const vf large = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
-  const vf odd = select(lt(x, set1(0.0f)), sub(set1(0.0f), large), large);
-  return select(ne(x, x), x, select(lt(magnitude, set1(0.625f)), small, odd));
+  const vi sign = andi(as_i(x), set1i(INT32_MIN));
+  const vf t = mul(as_f(xori(as_i(x), sign)), set1(-2.88539008f));
+  const vf c = max(set1(-100.0f), t);  // keeps NaN: it is the second operand
+  const vf n = round(c), f = sub(c, n), scale = scale2(set1(1.0f), n);
+  const vf less = fma(mul(scale, f), exp2_slope(f), sub(scale, set1(1.0f)));
+  const vf y = mul(sub(set1(0.0f), less), reciprocal(add(less, set1(2.0f))));
+  return as_f(ori(as_i(y), sign));
 }
 
 /// Rounded to bfloat16 bits, to nearest even; NaN stays NaN.

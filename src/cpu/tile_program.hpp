@@ -2,7 +2,8 @@
 // The byte-code interpreter. Included once, inside the namespace of an ISA.
 //
 // An instruction runs over `rows` x `nv` vectors. Uniform and key registers are stored broadcast
-// over a vector, so every operand is read by one load with two strides and no test.
+// over a vector, and the diagonals of a row begin one float before those of the row above, so every
+// operand is read by one load with two strides and no test.
 
 struct Reader {
   const float* p;
@@ -19,12 +20,17 @@ static std::int64_t register_size(expr::Rate rate) {
       return key_block * W;
     case expr::Rate::query:
       return lanes;
+    case expr::Rate::diagonal:
+      return key_block + lanes;
     default:
       return chunk_rows * lanes;
   }
 }
 
-static Reader reader(expr::Rate rate, std::int32_t index, int first_row, const Files& files) {
+/// A register as code of rate `at` reads it.
+static Reader reader(
+    expr::Rate rate, std::int32_t index, expr::Rate at, int first_row, const Files& files) {
+  if (index == tile_register) return {files.tile + std::int64_t{first_row} * lanes, lanes, W};
   const float* base = files.file[static_cast<int>(rate)] + index * register_size(rate);
   switch (rate) {
     case expr::Rate::uniform:
@@ -33,6 +39,9 @@ static Reader reader(expr::Rate rate, std::int32_t index, int first_row, const F
       return {base + first_row * W, W, 0};
     case expr::Rate::query:
       return {base, 0, W};
+    case expr::Rate::diagonal:
+      if (at == expr::Rate::diagonal) return {base, W, 0};
+      return {base + key_block - 1 - first_row, -1, W};
     default:
       return {base, lanes, W};
   }
@@ -46,8 +55,14 @@ struct Shape {
 
 template <class F>
 UNDIVIDED_VEC void fill(const Shape& s, F&& value) {
-  for (int r = 0; r < s.rows; ++r)
-    for (int v = 0; v < s.nv; ++v) store(s.to + r * s.row + v * s.vec, value(r, v));
+  float* to = s.to;
+  if (s.nv == 1)
+    for (int r = 0; r < s.rows; ++r, to += s.row) store(to, value(r, 0));
+  else
+    for (int r = 0; r < s.rows; ++r, to += s.row) {
+      store(to, value(r, 0));
+      store(to + s.vec, value(r, 1));
+    }
 }
 
 UNDIVIDED_VEC vi remainder_of(vi a, vi b) { return subi(a, muli(floor_quotient(a, b), b)); }
@@ -111,6 +126,12 @@ static void execute_float(const Instruction& n, const Shape& s, const Reader* x)
     case Op::mul:
       return fill(s, [&](int r, int v) { return mul(a.f(r, v), b.f(r, v)); });
     case Op::div:
+      // One division for all, where the reciprocal is no denormal: an error of an ulp and a half.
+      if (n.operand_rate[1] == expr::Rate::uniform && b.p[0] * b.p[0] < 0x1p120f &&
+          b.p[0] * b.p[0] > 0x1p-120f) {
+        const vf inverse = set1(1.0f / b.p[0]);
+        return fill(s, [&](int r, int v) { return mul(a.f(r, v), inverse); });
+      }
       return fill(s, [&](int r, int v) { return div(a.f(r, v), b.f(r, v)); });
     case Op::min:
       return fill(s, [&](int r, int v) { return min(a.f(r, v), b.f(r, v)); });
@@ -222,6 +243,13 @@ static void execute_boolean(const Instruction& n, const Shape& s, const Reader* 
   }
 }
 
+/// q - k on the diagonals of vector r, counted from the pair of row 0 and lane 0.
+UNDIVIDED_VEC vi diagonal_of(int r) {
+  std::int32_t i[W];
+  for (int lane = 0; lane < W; ++lane) i[lane] = r * W + lane - (key_block - 1);
+  return loadi(i);
+}
+
 static void execute_one(
     const Instruction& n, const Shape& s, const Reader* x, int first_row, const Environment& at) {
   using expr::Op;
@@ -241,14 +269,18 @@ static void execute_one(
       return constant(n.bits);
     case Op::param:
       return constant(at.params[n.slot]);
+    // Diagonals are read along column 0, from the last row up, and then along row 0.
     case Op::q:
+      if (n.rate == expr::Rate::diagonal)
+        return fill(s, [&](int r, int) {
+          return as_f(addi(set1i(at.q[0]), maxi(diagonal_of(r), set1i(0))));
+        });
       return fill(s, [&](int, int v) { return as_f(loadi(at.q + v * W)); });
     case Op::k:
+      if (n.rate == expr::Rate::diagonal)
+        return fill(
+            s, [&](int r, int) { return as_f(subi(set1i(at.k), mini(diagonal_of(r), set1i(0)))); });
       return fill(s, [&](int r, int) { return as_f(set1i(at.k + first_row + r)); });
-    case Op::score:
-      return fill(s, [&](int r, int v) {
-        return load(at.score + static_cast<std::int64_t>(first_row + r) * lanes + v * W);
-      });
     case Op::load:
       return execute_load(n, s, x, at.arrays[n.slot]);
     case Op::select:
@@ -270,31 +302,41 @@ static void execute_code(const Instruction* code,
                          int rows,
                          const Files& files,
                          const Environment& at) {
+  const bool wide = rate == expr::Rate::query || rate == expr::Rate::element;
+  const int height = rate == expr::Rate::diagonal ? (key_block + lanes) / W
+                     : rate == expr::Rate::key || rate == expr::Rate::element ? rows
+                                                                              : 1;
   for (std::int64_t i = 0; i < count; ++i) {
     const Instruction& n = code[i];
     Reader x[4] = {};
     for (int o = 0; o < 4; ++o)
-      if (n.operand[o] >= 0) x[o] = reader(n.operand_rate[o], n.operand[o], first_row, files);
-    const Reader to = reader(n.rate, n.result, first_row, files);
-    const bool wide = rate == expr::Rate::query || rate == expr::Rate::element;
-    const bool tall = rate == expr::Rate::key || rate == expr::Rate::element;
-    execute_one(n,
-                {const_cast<float*>(to.p), to.row, to.vec, tall ? rows : 1, wide ? 2 : 1},
-                x,
-                first_row,
-                at);
+      if (n.operand[o] != -1)
+        x[o] = reader(n.operand_rate[o], n.operand[o], rate, first_row, files);
+    const Reader to = reader(rate, n.result, rate, first_row, files);
+    execute_one(
+        n, {const_cast<float*>(to.p), to.row, to.vec, height, wide ? 2 : 1}, x, first_row, at);
   }
 }
 
 static void read_register(Register from, int first_row, int rows, const Files& files, float* to) {
-  const Reader x = reader(from.rate, from.index, first_row, files);
+  const Reader x = reader(from.rate, from.index, expr::Rate::element, first_row, files);
   fill(Shape{to, lanes, W, rows, 2}, [&](int r, int v) { return x.f(r, v); });
 }
 
 static void mask_by_register(Register from, int first_row, int rows, const Files& files, float* s) {
-  const Reader x = reader(from.rate, from.index, first_row, files);
+  const Reader x = reader(from.rate, from.index, expr::Rate::element, first_row, files);
   const vf infinity = set1(-__builtin_inff());
   fill(Shape{s, lanes, W, rows, 2}, [&](int r, int v) {
     return select(from_bits(x.i(r, v)), load(s + r * lanes + v * W), infinity);
+  });
+}
+
+static void multiply_by_register(
+    Register from, int first_row, int rows, const Files& files, float* ds) {
+  const Reader x = reader(from.rate, from.index, expr::Rate::element, first_row, files);
+  const vf zero = set1(0.0f);
+  fill(Shape{ds, lanes, W, rows, 2}, [&](int r, int v) {
+    const vf d = load(ds + r * lanes + v * W);
+    return select(eq(d, zero), zero, mul(d, x.f(r, v)));
   });
 }

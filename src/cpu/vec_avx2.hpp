@@ -18,6 +18,7 @@ UNDIVIDED_VEC vf add(vf a, vf b) { return _mm256_add_ps(a, b); }
 UNDIVIDED_VEC vf sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 UNDIVIDED_VEC vf mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 UNDIVIDED_VEC vf div(vf a, vf b) { return _mm256_div_ps(a, b); }
+UNDIVIDED_VEC vf reciprocal(vf a) { return div(set1(1.0f), a); }
 UNDIVIDED_VEC vf fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 UNDIVIDED_VEC vf max(vf a, vf b) { return _mm256_max_ps(a, b); }  // b if either is NaN
 UNDIVIDED_VEC vf min(vf a, vf b) { return _mm256_min_ps(a, b); }  // b if either is NaN

@@ -16,6 +16,11 @@ UNDIVIDED_VEC vf add(vf a, vf b) { return _mm512_add_ps(a, b); }
 UNDIVIDED_VEC vf sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 UNDIVIDED_VEC vf mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 UNDIVIDED_VEC vf div(vf a, vf b) { return _mm512_div_ps(a, b); }
+/// 1 / a to an ulp, for normal a whose reciprocal is normal.
+UNDIVIDED_VEC vf reciprocal(vf a) {
+  const vf r = _mm512_rcp14_ps(a);
+  return _mm512_mul_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(2.0f)));
+}
 UNDIVIDED_VEC vf fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 UNDIVIDED_VEC vf max(vf a, vf b) { return _mm512_max_ps(a, b); }  // b if either is NaN
 UNDIVIDED_VEC vf min(vf a, vf b) { return _mm512_min_ps(a, b); }  // b if either is NaN

@@ -45,6 +45,7 @@ UNDIVIDED_VEC vf mul(vf a, vf b) {
 UNDIVIDED_VEC vf div(vf a, vf b) {
   return each<vf>([&](int i) { return a.x[i] / b.x[i]; });
 }
+UNDIVIDED_VEC vf reciprocal(vf a) { return div(set1(1.0f), a); }
 UNDIVIDED_VEC vf fma(vf a, vf b, vf c) {
   return each<vf>([&](int i) { return a.x[i] * b.x[i] + c.x[i]; });
 }

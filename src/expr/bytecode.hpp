@@ -3,14 +3,16 @@
 // ISA in cpu/.
 //
 // A tile is `rows` keys x `lanes` queries of one (batch, head). Uniform code runs once per (batch,
-// head), key code once per key, query code once per query lane, element code once per pair.
+// head), key code once per key, query code once per query lane, diagonal code once per value of
+// q - k, element code once per pair.
 #pragma once
 
 #include "expr/program.hpp"
 
 namespace undivided::expr {
 
-enum class Rate : std::uint8_t { uniform, key, query, element };
+enum class Rate : std::uint8_t { uniform, key, query, diagonal, element };
+inline constexpr std::size_t rates = 5;
 
 struct Instruction {
   Op op{};
@@ -29,17 +31,23 @@ struct ByteCode {
   // maps a global register number to its rate and `index_of[r]` to its place in the file. Element
   // registers are reused when their last reader is past; the other files are not. A result never
   // shares a register with an operand of its own instruction, and roots and `keep` live to the end.
-  std::vector<Instruction> uniform, key, query, element;
+  // The score has a register that nothing else uses: a caller may put the scores themselves there.
+  // Diagonal code reads uniform and diagonal registers only; it has leaves q and k of its own.
+  std::array<std::vector<Instruction>, rates> part;  // indexed by Rate, in order of execution
   std::vector<Rate> rate_of;
   std::vector<std::int32_t> index_of;
-  std::array<std::int32_t, 4> file_size{};  // registers per rate, indexed by Rate
-  std::vector<std::int32_t> roots;          // global registers
+  std::array<std::int32_t, rates> file_size{};  // registers per rate, indexed by Rate
+  std::vector<std::int32_t> roots;              // global registers
   std::vector<std::array<std::int32_t, 4>>
       keep;  // Gradient terms: registers of their indices (optional)
   bool reads_score = false;
 };
 
 /// `keep` lists further nodes whose values the caller reads (index nodes of gradient terms).
-ByteCode compile(const Program& p, const std::vector<std::array<std::int32_t, 4>>& keep = {});
+/// `diagonals`: lanes hold consecutive queries, so what depends on q - k alone may run at that
+/// rate.
+ByteCode compile(const Program& p,
+                 const std::vector<std::array<std::int32_t, 4>>& keep = {},
+                 bool diagonals = false);
 
 }  // namespace undivided::expr
