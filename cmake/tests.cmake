@@ -105,3 +105,11 @@ foreach(source IN LISTS fuzz_sources)
     target_link_options(${name} PRIVATE -fsanitize=fuzzer)
   endif()
 endforeach()
+
+# The program whose instructions tests/python/test_gates.py counts.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_SYSTEM_NAME STREQUAL Linux
+   AND NOT UNDIVIDED_SANITIZE)
+  add_executable(gate_region ${PROJECT_SOURCE_DIR}/tests/gates/region.cpp)
+  undivided_settings(gate_region)
+  target_link_libraries(gate_region PRIVATE test_settings)
+endif()
