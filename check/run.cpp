@@ -2,6 +2,7 @@
 // Runs one case: inputs, oracle, twin, backend, comparison.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <map>
@@ -12,6 +13,7 @@
 #include "check/compare.hpp"
 #include "check/device.hpp"
 #include "check/twin.hpp"
+#include "cpu/isa.hpp"
 #include "problem/bound.hpp"
 #include "problem/sequence.hpp"
 
@@ -19,17 +21,9 @@ namespace undivided::check {
 namespace {
 
 std::string isa_absent(const std::string& isa) {
-#if defined(__x86_64__)
-  if (isa == "avx2" && !(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")))
-    return "ISA absent: avx2";
-  if (isa == "avx512" &&
-      !(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
-    return "ISA absent: avx512";
-#else
-  if (isa == "avx2" || isa == "avx512") return "ISA absent: " + isa;
-#endif
-  return {};
+  const auto there = cpu::available_isas();
+  const bool found = isa == "auto" || std::find(there.begin(), there.end(), isa) != there.end();
+  return found ? "" : "ISA absent: " + isa;
 }
 
 /// Threads, forced ISA and a library of its own for each ISA: the environment is read when a plan

@@ -39,6 +39,64 @@ TEST_P(CpuForward, SixteenBitInputs) {
   }
 }
 
+TEST_P(CpuForward, SixteenBitInputsOfEveryShape) {
+  for (const DType t : {DType::f16, DType::bf16})
+    for (const auto& [d, dv] : {std::pair{1, 3}, {19, 72}, {64, 33}, {130, 64}})
+      for (const auto& [nq, nk] : {std::pair{1, 1}, {5, 63}, {65, 129}, {40, 131}}) {
+        SCOPED_TRACE(testing::Message() << name_of(t) << " " << nq << "x" << nk << " d" << d);
+        Case c{.dtype = t, .nq = nq, .nk = nk, .d = d, .dv = dv};
+        expect_forward(c);
+        c.options.mask = causal();
+        c.options.align = Align::end;
+        expect_forward(c);
+      }
+}
+
+TEST_P(CpuForward, SixteenBitInputsOfEveryKind) {
+  for (const DType t : {DType::f16, DType::bf16})
+    for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged})
+      for (const std::int64_t page : {1, 7, 16}) {
+        if (kv != KvKind::paged && page > 1) continue;
+        SCOPED_TRACE(testing::Message() << name_of(t) << int(kv) << " page " << page);
+        Case c{.dtype = t, .batch = 3, .nq = 50, .nk = 147, .d = 24, .kv = kv, .page = page};
+        c.lengths = true;
+        c.options.mask = window(30, 0) || Mask::parse("k % 5 == 3");
+        c.options.score = softcap(5.0);
+        c.options.align = Align::start;
+        c.options.dropout = 0.2;
+        c.options.max_logit = c.options.key_mass = true;
+        expect_forward(c);
+      }
+}
+
+TEST_P(CpuForward, ScalesThatAreNotPositive) {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16})
+    for (const double scale : {0.0, -0.3}) {
+      SCOPED_TRACE(testing::Message() << name_of(t) << " scale " << scale);
+      Case c{.dtype = t, .nq = 40, .nk = 90};
+      c.options.scale = scale;
+      c.options.max_logit = true;
+      expect_forward(c);
+    }
+}
+
+TEST_P(CpuForward, ExplainNamesTheProducts) {
+  const auto tiles_of = [](DType t, Precision precision) {
+    Case c{.dtype = t};
+    c.options.precision = precision;
+    const Data x = data_of(c);
+    const Problem p = resolve(x.q, x.kv, c.options);
+    return cpu::prepare(p.spec, p.bounds, cpu_device, {})->explanation.tiles;
+  };
+  const bool pairs = GetParam() == "avx512_bf16";
+  EXPECT_THAT(tiles_of(DType::f32, {}), ::testing::HasSubstr("products of f32"));
+  EXPECT_THAT(tiles_of(DType::f16, {}), ::testing::HasSubstr("products of f32"));
+  EXPECT_THAT(tiles_of(DType::bf16, {}),
+              ::testing::HasSubstr(pairs ? "products of bf16 pairs" : "products of f32"));
+  EXPECT_THAT(tiles_of(DType::bf16, {DType::f32, DType::f32, false}),
+              ::testing::HasSubstr("products of f32"));
+}
+
 TEST_P(CpuForward, GroupsShareKeysInLanes) {
   for (const int nq : {1, 4, 20, 100}) {
     SCOPED_TRACE(nq);

@@ -217,7 +217,10 @@ TEST_P(CpuTiles, ConversionsRoundOnceToNearestEven) {
   }
 }
 
-TEST_P(CpuTiles, PeakIsAPositiveRate) { EXPECT_GT(cpu::fma_peak_gflops(GetParam(), 0.01), 0.1); }
+TEST_P(CpuTiles, PeakIsAPositiveRate) {
+  EXPECT_GT(cpu::fma_peak_gflops(GetParam(), 0.01), 0.1);
+  EXPECT_EQ(cpu::bf16_dot_peak_gflops(GetParam(), 0.01) > 0, kernels_.dots != nullptr);
+}
 
 TEST(CpuIsa, TheProcessorHasScalarAndForcingIsHonoured) {
   EXPECT_EQ(cpu::available_isas().front(), "scalar");

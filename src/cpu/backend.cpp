@@ -13,8 +13,6 @@
 namespace undivided::cpu {
 namespace {
 
-constexpr int max_dim = 512;
-
 bool computes_in(DType dtype) { return dtype == DType::f32 || is_float16(dtype); }
 
 }  // namespace

@@ -37,14 +37,17 @@ Explanation describe(const Setup& setup, const char* direction) {
                          setup.score.used ? "program" : "identity",
                          kv,
                          s.dropout ? ".dropout" : "");
-  e.tiles = fmt::format("{} queries in sub-blocks of {} lanes x {} keys{}",
+  e.tiles = fmt::format("{} queries in sub-blocks of {} lanes x {} keys, products of {}{}",
                         setup.tile,
                         setup.kernels->lanes,
                         key_block,
+                        setup.pairs ? "bf16 pairs" : "f32",
                         setup.packed ? ", the heads of a group packed into lanes" : "");
   const char* names[] = {"fast", "reproducible", "invariant"};
   e.determinism = names[static_cast<int>(s.determinism)];
-  if (s.dtype != DType::f32)
+  if (setup.pairs)
+    e.notes.emplace_back("both products sum pairs of bf16 in float32; P is rounded to bf16");
+  else if (s.dtype != DType::f32)
     e.notes.push_back(
         fmt::format("{} is converted to float32 a key block at a time", name_of(s.dtype)));
   if (!setup.band && !s.mask_plan)

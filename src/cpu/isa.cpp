@@ -15,7 +15,7 @@ namespace undivided::cpu {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, amd = false;
 };
 
 Features detect() {
@@ -32,6 +32,10 @@ Features detect() {
   f.avx2 = ymm && fma && half && (b >> 5 & 1);
   const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
   f.avx512 = f.avx2 && zmm && (b & wanted) == wanted;
+  const bool vnni = c >> 11 & 1;
+  f.avx512_bf16 = f.avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  __get_cpuid(0, &a, &b, &c, &d);
+  f.amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
 #endif
   return f;
 }
@@ -47,6 +51,7 @@ std::vector<std::string> available_isas() {
   std::vector<std::string> names{"scalar"};
   if (features().avx2) names.emplace_back("avx2");
   if (features().avx512) names.emplace_back("avx512");
+  if (features().avx512_bf16) names.emplace_back("avx512_bf16");
   return names;
 }
 
@@ -55,8 +60,9 @@ const Kernels& kernels_of(std::string_view isa) {
 #if defined(__x86_64__)
   if (isa == "avx2" && features().avx2) return avx2::kernels;
   if (isa == "avx512" && features().avx512) return avx512::kernels;
+  if (isa == "avx512_bf16" && features().avx512_bf16) return avx512_bf16::kernels;
 #endif
-  const bool known = isa == "avx2" || isa == "avx512";
+  const bool known = isa == "avx2" || isa == "avx512" || isa == "avx512_bf16";
   throw Error(Code::unsupported,
               Stage::plan,
               fmt::format("instruction set '{}' {}; this processor can run: {}",
@@ -69,5 +75,7 @@ const Kernels& chosen_kernels() {
   const std::string forced = environment::isa();
   return kernels_of(forced.empty() ? available_isas().back() : forced);
 }
+
+bool bf16_dot_pays() { return features().amd || environment::isa() == "avx512_bf16"; }
 
 }  // namespace undivided::cpu

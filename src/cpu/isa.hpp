@@ -16,5 +16,8 @@ std::vector<std::string> available_isas();
 const Kernels& kernels_of(std::string_view isa);
 /// The table in use: UNDIVIDED_ISA if set, else the best one.
 const Kernels& chosen_kernels();
+/// Whether bf16 pairs are the fast way to compute bf16: Zen 4 and 5 start two such dots a cycle,
+/// Intel's cores one in two cycles, a quarter of their FMAs. Forcing avx512_bf16 says yes.
+bool bf16_dot_pays();
 
 }  // namespace undivided::cpu

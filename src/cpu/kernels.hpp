@@ -15,6 +15,7 @@
 namespace undivided::cpu {
 
 inline constexpr int key_block = 64;    // rows of a tile: the grid starts at local key 0
+inline constexpr int max_dim = 512;     // of a head
 inline constexpr int chunk_rows = 8;    // rows that element code handles at once
 inline constexpr int max_lanes = 32;    // lanes of the widest instruction set
 inline constexpr int query_tile = 256;  // queries of a macro-tile at most
@@ -96,6 +97,23 @@ struct Products {
                      int vectors);
 };
 
+/// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
+/// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
+struct Dots {
+  Products bf16;
+  /// Rows of a tile to half as many rows of pairs, in place; an odd last row is paired with 0.
+  void (*pair_rows)(float* p, int rows, int vectors);
+  /// `rows` rows of 16-bit values, from row `first` on, to blocks whose words pair rows 2i and
+  /// 2i + 1; the other half of a pair begun or left alone stays as it is.
+  void (*pack_row_pairs)(const std::byte* from,
+                         std::ptrdiff_t stride_bytes,
+                         int first,
+                         int rows,
+                         int columns,
+                         float* to);
+  double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
+};
+
 struct Kernels {
   const char* name;
   int width, lanes;
@@ -144,6 +162,7 @@ struct Kernels {
 
   // --- tiles ---
   Products f32;
+  const Dots* dots;  // null without the instructions
   /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
   /// m).
   void (*softmax)(float* s, int rows, float c, float* m, float* l, float* alpha, int vectors);
@@ -204,6 +223,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 #endif

@@ -37,6 +37,11 @@ double fma_peak_gflops(std::string_view isa, double seconds) {
   return best_rate(seconds, [&] { return k.fma_loop(20000); }) * 1e-9;
 }
 
+double bf16_dot_peak_gflops(std::string_view isa, double seconds) {
+  const Kernels& k = isa.empty() ? chosen_kernels() : kernels_of(isa);
+  return k.dots ? best_rate(seconds, [&] { return k.dots->bf16_loop(20000); }) * 1e-9 : 0;
+}
+
 double read_bandwidth(std::size_t bytes, double seconds) {
   const std::vector<float> buffer(bytes / sizeof(float), 1.0f);
   volatile float sink = 0;

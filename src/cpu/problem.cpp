@@ -68,6 +68,11 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
              .is_band;
   workers =
       std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
+  const Precision& precision = spec.precision;
+  const bool asked =
+      !precision.follow && precision.qk == DType::bf16 && precision.pv == DType::bf16;
+  pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op == Operation::forward &&
+          (asked || (precision.follow && bf16_dot_pays()));
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
   // plan with an entry per head, and key_mass want one head in all lanes.
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
@@ -122,6 +127,14 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   // Programs see scores in natural units; without one the scale carries log2(e) as well.
   factor = setup.score.used ? static_cast<float>(log2_e) : 1.0f;
   q_scale = static_cast<float>(setup.score.used ? args.scale : args.scale * log2_e);
+  if (setup.pairs) {
+    // Q stays as it is: scaling would round it again. The maximum is taken before the factor, which
+    // therefore must be positive.
+    const bool late = !setup.score.used && q_scale > 0;
+    score_scale = late ? 1.0f : q_scale;
+    if (late) factor = q_scale;
+    q_scale = 1;
+  }
   if (spec.dropout) {
     threshold = philox::dropout_threshold(args.dropout);
     keep_scale = static_cast<float>(1.0 / (1.0 - args.dropout));

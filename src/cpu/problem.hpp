@@ -16,11 +16,14 @@ struct Setup {
   const Kernels* kernels = nullptr;
   FlatCode mask, score, gradient;
   bool band = false;    // the mask has the shape of a band
+  bool pairs = false;   // products of bf16 pairs; else of float32
   bool packed = false;  // lanes hold (token, head of the group) pairs
   int tile = query_tile;
   int workers = 1;
 
   Setup(const Spec& spec, const Bounds& bounds, const Context& context);
+  const Products& products() const { return pairs ? kernels->dots->bf16 : kernels->f32; }
+  int qk_words() const { return pairs ? (spec.dqk + 1) / 2 : spec.dqk; }
   int subs() const { return tile / kernels->lanes; }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
   /// Rows of one packed or plain head that fill lanes.
@@ -41,8 +44,9 @@ struct Run {
   MaskKind mask_kind = MaskKind::none;
   expr::Band band;
   Contents mask, score;
-  float q_scale = 1;  // what Q is multiplied with when it is packed
-  float factor = 1;   // from the unit of the scores to log2
+  float q_scale = 1;      // what Q is multiplied with when it is packed
+  float score_scale = 1;  // what the first product is multiplied with
+  float factor = 1;       // from the unit of the scores to log2
   std::uint32_t threshold = 0;
   float keep_scale = 1;
 

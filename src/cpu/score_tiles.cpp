@@ -9,9 +9,9 @@ namespace undivided::cpu {
 ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   const Kernels& k = *setup.kernels;
   const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
-  q_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
+  q_t = arena.take<float>(all * whole_blocks(setup.qk_words()));
   s = arena.take<float>(key_block * lanes);
-  k_blocks = arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column);
+  k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
   v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
   low = arena.take<std::int32_t>(all);
   high = arena.take<std::int32_t>(all);
@@ -61,12 +61,11 @@ void ScoreTiles::begin(
       edges.high_min = std::min(edges.high_min, memory_.high[at]);
       edges.high_max = std::max(edges.high_max, memory_.high[at]);
     }
-    kernels_.pack(rows,
-                  live,
-                  run_.spec.dtype,
-                  run_.spec.dqk,
-                  run_.q_scale,
-                  memory_.q_t + std::int64_t{sub} * whole_blocks(run_.spec.dqk) * lanes);
+    float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
+    if (run_.setup.pairs)
+      kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
+    else
+      kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
     memory_.edges[sub] = edges;
     if (banded) {
       low_ = std::min<std::int64_t>(low_, edges.low_min);
@@ -173,25 +172,32 @@ bool ScoreTiles::visit(std::int64_t j0) {
   return any;
 }
 
-/// Packs the rows of the visited block, once for all sub-blocks. The tile computes whole blocks of
-/// rows, so those past the last key are 0.
-void ScoreTiles::load(const View& view, int d, float* to) const {
+/// Packs the rows of the visited block, once for all sub-blocks.
+template <class F>
+void ScoreTiles::each_run(const View& view, F&& pack) const {
   const std::int64_t head = run_.kv_head_of(head_);
-  int done = 0;
-  while (done < rows_) {
+  for (int done = 0; done < rows_;) {
     const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
     const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
-    kernels_.pack_blocks(run.data, run.stride, view.dtype, done, n, d, to);
+    pack(run, done, n);
     done += n;
   }
-  for (int c = 0; c < d; c += block_edge)
-    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
-                (whole_blocks(rows_) - rows_) * block_edge,
-                0.0f);
 }
 
 void ScoreTiles::load_keys() {
-  load(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
+  const View& k = run_.args.kv.k;
+  const int d = run_.spec.dqk;
+  each_run(k, [&](const KeyRun& run, int first, int n) {
+    if (run_.setup.pairs)
+      kernels_.pack_block_words(run.data, run.stride, first, n, 2 * d, memory_.k_blocks);
+    else
+      kernels_.pack_blocks(run.data, run.stride, k.dtype, first, n, d, memory_.k_blocks);
+  });
+  // The first product computes whole blocks of rows: those past the last key are 0.
+  for (int c = 0; c < run_.setup.qk_words(); c += block_edge)
+    std::fill_n(memory_.k_blocks + c / block_edge * block_column + rows_ * block_edge,
+                (whole_blocks(rows_) - rows_) * block_edge,
+                0.0f);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
@@ -199,13 +205,33 @@ void ScoreTiles::load_keys() {
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
-void ScoreTiles::load_values() { load(run_.args.kv.v, run_.spec.dv, memory_.v_blocks); }
+void ScoreTiles::load_values() {
+  const View& v = run_.args.kv.v;
+  const int d = run_.spec.dv;
+  each_run(v, [&](const KeyRun& run, int first, int n) {
+    if (run_.setup.pairs)
+      kernels_.dots->pack_row_pairs(run.data, run.stride, first, n, d, memory_.v_blocks);
+    else
+      kernels_.pack_blocks(run.data, run.stride, v.dtype, first, n, d, memory_.v_blocks);
+  });
+  if (run_.setup.pairs && rows_ % 2 == 1) {  // a last key alone is paired with zeros
+    const std::int64_t zeros[max_dim / 4] = {};
+    kernels_.dots->pack_row_pairs(
+        reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, memory_.v_blocks);
+  }
+}
 
 float* ScoreTiles::scores(int sub, float* raw) {
   const RowRange& range = memory_.ranges[sub];
   float* s = memory_.s + range.begin * kernels_.lanes;
-  kernels_.f32.scores(
-      memory_.k_blocks, range.begin, range.size(), run_.spec.dqk, q_t(sub), 1.0f, s, vectors(sub));
+  run_.setup.products().scores(memory_.k_blocks,
+                               range.begin,
+                               range.size(),
+                               run_.setup.qk_words(),
+                               q_t(sub),
+                               run_.score_scale,
+                               s,
+                               vectors(sub));
   if (raw) std::copy_n(s, range.size() * kernels_.lanes, raw + range.begin * kernels_.lanes);
   const int lanes = kernels_.lanes;
   const auto element =
@@ -241,10 +267,16 @@ float* ScoreTiles::scores(int sub, float* raw) {
   return s;
 }
 
-void ScoreTiles::accumulate_values(int sub, const float* p, const float* alpha, float* o_t) const {
+void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float* o_t) const {
   const RowRange& range = memory_.ranges[sub];
-  kernels_.f32.accumulate(
-      memory_.v_blocks, range.begin, range.size(), run_.spec.dv, p, alpha, o_t, vectors(sub));
+  int first = range.begin, rows = range.size();
+  if (run_.setup.pairs) {
+    kernels_.dots->pair_rows(p, rows, vectors(sub));
+    first /= 2;
+    rows = (rows + 1) / 2;
+  }
+  run_.setup.products().accumulate(
+      memory_.v_blocks, first, rows, run_.spec.dv, p, alpha, o_t, vectors(sub));
 }
 
 void ScoreTiles::drop(int sub, float* p) const {

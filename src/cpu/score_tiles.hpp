@@ -54,8 +54,9 @@ class ScoreTiles {
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
   float* scores(int sub, float* raw = nullptr);
-  /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row.
-  void accumulate_values(int sub, const float* p, const float* alpha, float* o_t) const;
+  /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row and is
+  /// rounded as the products want it.
+  void accumulate_values(int sub, float* p, const float* alpha, float* o_t) const;
   void drop(int sub, float* p) const;
 
   int subs() const { return subs_; }
@@ -63,7 +64,7 @@ class ScoreTiles {
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
   std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
   const float* q_t(int sub) const {
-    return memory_.q_t + std::int64_t{sub} * whole_blocks(run_.spec.dqk) * kernels_.lanes;
+    return memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * kernels_.lanes;
   }
   std::int64_t key() const { return j0_; }
   int key_rows() const { return rows_; }
@@ -82,7 +83,8 @@ class ScoreTiles {
   }
 
  private:
-  void load(const View& view, int d, float* to) const;
+  template <class F>
+  void each_run(const View& view, F&& pack) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.

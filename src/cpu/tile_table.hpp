@@ -14,6 +14,7 @@ const Kernels kernels = {
     unpack_tile,
     store_row_tile,
     {scores_tile<FloatDot>, accumulate_tile<FloatDot>},
+    isa_dots,
     softmax_tile,
     mask_band_tile,
     mask_bits_tile,

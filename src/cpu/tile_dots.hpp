@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of 16-bit pairs. Included once, inside the namespace of an ISA that has the bf16 dot.
+
+/// A word is two bf16. The upper product is added first, then the lower; each sum is rounded to
+/// nearest even, and subnormal operands and results count as 0.
+struct PairDot {
+  UNDIVIDED_VEC vf step(vf sum, vf word, vf lanes_of) {
+    const auto pairs = [](vf x) { return __builtin_bit_cast(__m512bh, x); };
+    return _mm512_dpbf16_ps(sum, pairs(lanes_of), pairs(word));
+  }
+};
+
+/// Two neighbouring rows become one of pairs, rounded to nearest even; an odd last row gets 0.
+static void pair_rows_tile(float* p, int rows, int vectors) {
+  alignas(64) std::uint16_t order[32];
+  for (int i = 0; i < 32; ++i) order[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 16);
+  const __m512i index = _mm512_load_si512(order);
+  for (int r = 0; r < rows; r += 2)
+    for (int v = 0; v < vectors; ++v) {
+      const float* from = p + r * lanes + v * W;
+      const vf low = load(from), high = r + 1 < rows ? load(from + lanes) : set1(0.0f);
+      const auto both_rows = __builtin_bit_cast(__m512i, _mm512_cvtne2ps_pbh(high, low));
+      store(p + r / 2 * lanes + v * W, as_f(_mm512_permutexvar_epi16(index, both_rows)));
+    }
+}
+
+static void pack_row_pairs_tile(const std::byte* from,
+                                std::ptrdiff_t stride_bytes,
+                                int first,
+                                int rows,
+                                int columns,
+                                float* to) {
+  const auto words = [&](const std::byte* row, int c) {  // 16 columns, each in a word of its own
+    const int n = columns - c;
+    alignas(32) std::uint16_t part[W] = {};
+    const void* at = row + 2 * c;
+    if (n < W) {
+      if (n > 0) __builtin_memcpy(part, at, static_cast<std::size_t>(n) * 2);
+      at = part;
+    }
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+  };
+  const int end = first + rows, whole = whole_blocks(columns);
+  for (int r = first; r < end;) {
+    const bool two = r % 2 == 0 && r + 1 < end;
+    if (two) {
+      for (int c = 0; c < whole; c += W) {
+        const vi low = words(from, c), high = words(from + stride_bytes, c);
+        store_blocks(block_at(to, r / 2, c),
+                     block_column,
+                     whole - c,
+                     as_f(ori(low, _mm512_slli_epi32(high, 16))));
+      }
+    } else {
+      for (int c = 0; c < whole; ++c)
+        reinterpret_cast<std::uint16_t*>(block_at(to, r / 2, c))[r % 2] =
+            c < columns ? reinterpret_cast<const std::uint16_t*>(from)[c] : std::uint16_t{0};
+    }
+    r += two ? 2 : 1;
+    from += two ? 2 * stride_bytes : stride_bytes;
+  }
+}
+
+static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
+  constexpr int chains = 16;
+  vf acc[chains];
+  for (int i = 0; i < chains; ++i) acc[i] = set1(static_cast<float>(i));
+  vf a = as_f(set1i(0x3f803f80)), b = as_f(set1i(0x3c003c00));  // pairs of 1 and of 1 / 128
+  __asm__ volatile("" : "+v"(a), "+v"(b));
+  for (std::int64_t n = 0; n < rounds; ++n)
+#pragma GCC unroll 16
+    for (int i = 0; i < chains; ++i) acc[i] = PairDot::step(acc[i], a, b);
+  vf sum = acc[0];
+  for (int i = 1; i < chains; ++i) sum = add(sum, acc[i]);
+  float part[W];
+  store(part, sum);
+  volatile float sink = part[0];
+  (void)sink;
+  return 4.0 * W * chains * static_cast<double>(rounds);
+}
+
+static const Dots dots = {
+    {scores_tile<PairDot>, accumulate_tile<PairDot>},
+    pair_rows_tile,
+    pack_row_pairs_tile,
+    pair_rounds,
+};
