@@ -1,110 +1,239 @@
 // SPDX-License-Identifier: Apache-2.0
 // undivided bench: how fast, and which part of the machine's own peak that is.
 #include <fmt/format.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <regex>
+#include <vector>
 
+#include "attention/execute.hpp"
+#include "cli/bench_rows.hpp"
 #include "cli/common.hpp"
 #include "cli/device.hpp"
 #include "cli/measure.hpp"
 #include "core/build_info.hpp"
-#include "core/generator.hpp"
+#include "cpu/isa.hpp"
 #include "cuda/driver.hpp"
 
 namespace undivided::cli {
 namespace {
 
-struct Row {
-  std::string name, direction, mask;  // mask: full, causal, window, documents
-  DType dtype = DType::f32;
-  std::int64_t batch = 1, heads = 2, kv_heads = 2, q_len = 2048, k_len = 2048, d = 128;
-  int threads = 1;
-  std::optional<double> bar;  // part of the peak that must be reached
+/// Forces an instruction set while it lives.
+class ForcedIsa {
+ public:
+  explicit ForcedIsa(const std::string& name) : forced_(!name.empty()) {
+    if (forced_) ::setenv("UNDIVIDED_ISA", name.c_str(), 1);
+  }
+  ~ForcedIsa() {
+    if (forced_) ::unsetenv("UNDIVIDED_ISA");
+  }
+  ForcedIsa(const ForcedIsa&) = delete;
+
+ private:
+  bool forced_;
 };
 
-constexpr std::int64_t window_width = 512, document_length = 300;
-
-std::vector<Row> rows_of(Backend backend) {
-  const bool gpu = backend == Backend::cuda;
-  const int all = gpu ? 1 : default_executor().workers();
-  std::vector<Row> rows;
-  const auto add = [&](Row r) {
-    r.name = fmt::format("{} {} d{} n{} {}", r.direction, name_of(r.dtype), r.d, r.k_len, r.mask);
-    if (r.threads > 1) r.name += fmt::format(" t{}", r.threads);
-    rows.push_back(r);
-  };
-  for (const char* direction : {"forward", "backward", "decode"})
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      if (gpu && dtype == DType::f32) continue;
-      for (const std::int64_t d : {64, 128})
-        for (const char* mask : {"full", "causal", "window", "documents"}) {
-          Row r;
-          r.direction = direction;
-          r.mask = mask;
-          r.dtype = dtype;
-          r.d = d;
-          if (gpu) {
-            r.batch = 2;
-            r.heads = r.kv_heads = 16;
-            r.q_len = r.k_len = 4096;
-          }
-          if (r.direction == "decode") {
-            if (r.mask == "documents" || r.mask == "window") continue;
-            r.q_len = 1;
-            r.k_len = gpu ? 8192 : 4096;
-            r.batch = gpu ? 16 : 2;
-            r.heads = gpu ? 32 : 8;
-            r.kv_heads = gpu ? 8 : 2;
-          }
-          if (!gpu && r.direction == "forward" && dtype == DType::f32 && d == 128 &&
-              r.mask == "full")
-            r.bar = 0.5;
-          add(r);
-          if (all > 1 && dtype == DType::f32 && d == 128 &&
-              (r.mask == "full" || r.mask == "causal")) {
-            r.threads = all;
-            if (r.kv_heads < all) r.heads = r.kv_heads = all;
-            r.bar.reset();
-            add(r);
-          }
-        }
+/// A process that never sleeps.
+class BusyProcess {
+ public:
+  BusyProcess() : child_(::fork()) {
+    if (child_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      for (volatile unsigned spin = 0;;) spin = spin + 1;
     }
-  return rows;
-}
-
-std::string mask_text(const Row& r) {
-  if (r.mask == "window") return fmt::format("window({}, 0)", window_width);
-  return r.mask == "documents" ? "documents(id)" : r.mask;
-}
-
-Workload workload_of(const Row& r) {
-  Workload w;
-  const auto tensor = [&](std::int64_t heads, std::int64_t tokens, std::uint64_t seed) {
-    return w.keep.emplace_back(random_normal(r.dtype, {r.batch, heads, tokens, r.d}, seed));
-  };
-  w.q = Rows(tensor(r.heads, r.q_len, 1));
-  const Tensor k = tensor(r.kv_heads, r.k_len, 2), v = tensor(r.kv_heads, r.k_len, 3);
-  w.kv = dense(k, v);
-  w.dout = tensor(r.heads, r.q_len, 4);
-  w.options.align = Align::end;
-  if (r.mask == "causal") w.options.mask = causal();
-  if (r.mask == "window") w.options.mask = window(window_width, 0);
-  if (r.mask == "documents") {
-    std::vector<std::int32_t> id(static_cast<std::size_t>(r.k_len));
-    for (std::size_t i = 0; i < id.size(); ++i)
-      id[i] = static_cast<std::int32_t>(static_cast<std::int64_t>(i) / document_length);
-    w.options.mask = documents(Array(std::move(id), "id"));
   }
-  return w;
+  ~BusyProcess() {
+    ::kill(child_, SIGKILL);
+    ::waitpid(child_, nullptr, 0);
+  }
+  BusyProcess(const BusyProcess&) = delete;
+
+ private:
+  pid_t child_;
+};
+
+struct Figures {
+  double seconds = 0, flops = 0, gflops = 0, of_peak = 0;
+  std::optional<double> rate_ratio, gbytes, of_read, p90_ratio;
+
+  double named(const std::string& name) const {
+    if (name == "of_peak") return of_peak;
+    if (name == "of_read") return of_read.value_or(0);
+    if (name == "rate_ratio") return rate_ratio.value_or(0);
+    return name == "p90_ratio" ? p90_ratio.value_or(0) : seconds;
+  }
+};
+
+double percentile(std::vector<double> values, double part) {
+  std::sort(values.begin(), values.end());
+  return values[static_cast<std::size_t>(part * static_cast<double>(values.size() - 1))];
+}
+
+/// Calls until the budget is spent, at least `least` times.
+template <class F>
+void repeat(double budget, int least, F&& once) {
+  const double start = now();
+  for (int i = 0; i < least || (now() - start < budget && i < 10000); ++i) once();
+}
+
+/// The time of this thread, so that a busy neighbour does not count; of the wall for several.
+double time_of(const std::function<void()>& work, int threads = 1) {
+  const auto clock = [threads] {
+    timespec t{};
+    ::clock_gettime(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+  };
+  const double before = clock();
+  work();
+  return clock() - before;
+}
+
+/// Reads the bytes that a decode must read: the keys and values of a row.
+double read_seconds(const Workload& w) {
+  [[maybe_unused]] static volatile float sink;
+  return time_of([&] {
+    for (const View* v : {&w.kv.k, &w.kv.v})
+      sink = cpu::chosen_kernels().read_loop(
+          static_cast<const float*>(v->data),
+          v->count() * static_cast<std::int64_t>(size_of(v->dtype)) / 4);
+  });
+}
+
+/// What a call costs beside the kernel: a problem of one pair, 10000 warm calls.
+double overhead_seconds(const Row& r, const Workload& w, const Context& context) {
+  const Job job(w, false, context);
+  const Problem p = resolve(w.q, w.kv, w.options);
+  std::function<void()> step = [&] { attention(w.q, w.kv, w.options, context); };
+  if (r.step == "resolve") step = [&] { resolve(w.q, w.kv, w.options); };
+  if (r.step == "plan") step = [&] { plan(p.spec, rounded(p.bounds), p.device, context); };
+  if (r.step == "run") step = [&] { job.run_forward(); };
+  std::vector<double> times;
+  repeat(0, 10000, [&] { times.push_back(time_of(step)); });
+  return median(times);
+}
+
+Figures measured(const Row& r, Backend backend, double budget, const Peak& peak) {
+  const Threads threads(r.threads);
+  Context context;
+  context.backend = backend;
+  context.executor = r.threads == 1 ? &inline_executor() : threads.executor;
+  const bool backward = r.direction == "backward";
+  const Workload work = workload_of(r);
+  const Job job(work, backward, context);
+  Figures f;
+  f.flops = backward ? job.backward_flops() : job.forward_flops();
+  if (!r.step.empty()) {
+    f.seconds = overhead_seconds(r, work, context);
+  } else if (backend == Backend::cuda) {
+    f.seconds = backward ? job.backward_seconds(budget) : job.forward_seconds(budget);
+  } else {
+    // Scaling is a matter of the wall on both sides.
+    const int clocks = std::max(r.threads, r.beside ? r.beside->threads : 1);
+    const auto run = [=](const Job& j) {
+      return time_of([&] { backward ? j.run_backward() : j.run_forward(); }, clocks);
+    };
+    std::unique_ptr<Job> other;
+    if (r.beside) {
+      Context c = context;
+      if (r.beside->threads == 1) c.executor = &inline_executor();
+      other = std::make_unique<Job>(workload_of(*r.beside), backward, c);
+    }
+    std::vector<double> own, others, read;
+    run(job);  // warm
+    if (other) run(*other);
+    repeat(other ? 2 * budget : budget, 3, [&] {
+      own.push_back(run(job));
+      if (other) others.push_back(run(*other));
+      if (r.direction == "decode") read.push_back(read_seconds(work));
+    });
+    f.seconds = median(own);
+    if (other) {
+      const double flops = backward ? other->backward_flops() : other->forward_flops();
+      f.rate_ratio = f.flops / f.seconds / (flops / median(others));
+    }
+    if (!read.empty()) {
+      const double bytes = 2.0 * static_cast<double>(r.batch * r.kv_heads * r.k_len * r.d) *
+                           static_cast<double>(size_of(r.dtype));
+      f.gbytes = bytes / f.seconds * 1e-9;
+      f.of_read = median(read) / f.seconds;
+    }
+    if (r.contended) {
+      const BusyProcess busy;
+      std::vector<double> disturbed;
+      repeat(4 * budget, 20, [&] { disturbed.push_back(run(job)); });
+      f.p90_ratio = percentile(disturbed, .9) / f.seconds;
+    }
+  }
+  f.gflops = f.flops / f.seconds * 1e-9;
+  f.of_peak = peak.gflops > 0 ? f.gflops / (peak.gflops * r.threads) : 0;
+  return f;
+}
+
+std::string remarks(const Row& r, const Figures& f, bool missed) {
+  std::string text;
+  if (f.rate_ratio) text += fmt::format("  x{:.3f} of {}", *f.rate_ratio, r.beside->name);
+  if (f.of_read)
+    text += fmt::format("  {:.1f} GB/s, {:.0f}% of a read", *f.gbytes, 100 * *f.of_read);
+  if (f.p90_ratio) text += fmt::format("  p90 x{:.2f} of the quiet median", *f.p90_ratio);
+  if (r.bar)
+    text += fmt::format("  bar {} {} {:.3g}{}",
+                        r.bar->of,
+                        r.bar->at_most ? "<=" : ">=",
+                        r.bar->value,
+                        missed ? " missed" : "");
+  return text;
+}
+
+nlohmann::ordered_json json_of(
+    const Row& r, const Figures& f, Backend backend, const Peak& peak, const std::string& machine) {
+  nlohmann::ordered_json row = {{"name", r.name},
+                                {"backend", name_of(backend)},
+                                {"direction", r.direction},
+                                {"dtype", name_of(r.dtype)},
+                                {"batch", r.batch},
+                                {"heads", r.heads},
+                                {"kv_heads", r.kv_heads},
+                                {"q_len", r.q_len},
+                                {"k_len", r.k_len},
+                                {"d", r.d},
+                                {"dv", r.d},
+                                {"mask", mask_text(r)},
+                                {"score", r.score},
+                                {"threads", r.threads},
+                                {"seconds", f.seconds},
+                                {"flops", f.flops},
+                                {"gflops", f.gflops},
+                                {"peak_gflops", peak.gflops * r.threads},
+                                {"peak_of", peak.of},
+                                {"of_peak", f.of_peak},
+                                {"machine", machine},
+                                {"compiler", build_info().compiler},
+                                {"commit", build_info().commit}};
+  if (backend == Backend::cuda) row["threads"] = nullptr;
+  if (r.page) row["page"] = r.page;
+  if (r.beside) row["beside"] = r.beside->name;
+  if (f.rate_ratio) row["rate_ratio"] = *f.rate_ratio;
+  if (f.gbytes) row["gbytes_per_second"] = *f.gbytes;
+  if (f.of_read) row["of_read"] = *f.of_read;
+  if (f.p90_ratio) row["p90_ratio"] = *f.p90_ratio;
+  if (r.bar) row["bar"] = r.bar->value, row["bar_of"] = r.bar->of;
+  return row;
 }
 
 struct Flags {
   std::string backend = "cpu", filter;
   double budget = 0.4;
-  bool json = false, gate = false, list = false;
+  bool json = false, gate = false, list = false, all = false;
 };
 
 int run(const Flags& f) {
@@ -123,6 +252,8 @@ int run(const Flags& f) {
     if (rows.empty())
       refuse(
           fmt::format("--filter '{}' matches no row; undivided bench --list shows them", f.filter));
+  } else if (!f.all && !f.list) {
+    std::erase_if(rows, [](const Row& r) { return !r.usual; });
   }
   if (f.list) {
     for (const Row& r : rows) fmt::print("{}\n", r.name);
@@ -130,62 +261,30 @@ int run(const Flags& f) {
   }
   const std::string machine =
       backend == Backend::cuda ? cuda::driver().device(0).name : processor_name();
+  const std::vector<std::string> isas = cpu::available_isas();
   int missed = 0;
   Progress progress("bench", rows.size());
-  if (!f.json) fmt::print("{:<36}{:>12}{:>12}{:>10}\n", "row", "seconds", "GFLOP/s", "of peak");
+  if (!f.json) fmt::print("{:<40}{:>12}{:>12}{:>10}\n", "row", "seconds", "GFLOP/s", "of peak");
   for (const Row& r : rows) {
     progress.step(r.name);
+    if (!r.isa.empty() && std::find(isas.begin(), isas.end(), r.isa) == isas.end()) continue;
+    const ForcedIsa forced(r.isa);
     const Peak peak = measured_peak(backend);
-    const Threads threads(r.threads);
-    Context context;
-    context.backend = backend;
-    context.executor = threads.executor;
-    const bool backward = r.direction == "backward";
-    const Job job(workload_of(r), backward, context);
-    const double seconds =
-        backward ? job.backward_seconds(f.budget) : job.forward_seconds(f.budget);
-    const double flops = backward ? job.backward_flops() : job.forward_flops();
-    const double gflops = flops / seconds * 1e-9, best = peak.gflops * r.threads;
-    const double of_peak = best > 0 ? gflops / best : 0;
-    const bool low = r.bar && of_peak < *r.bar;
+    const Figures figures = measured(r, backend, f.budget, peak);
+    const bool low = r.bar && (r.bar->at_most ? figures.named(r.bar->of) > r.bar->value
+                                              : figures.named(r.bar->of) < r.bar->value);
     missed += low;
     progress.clear();
-    if (f.json) {
-      nlohmann::ordered_json row = {{"name", r.name},
-                                    {"backend", name_of(backend)},
-                                    {"direction", r.direction},
-                                    {"dtype", name_of(r.dtype)},
-                                    {"batch", r.batch},
-                                    {"heads", r.heads},
-                                    {"kv_heads", r.kv_heads},
-                                    {"q_len", r.q_len},
-                                    {"k_len", r.k_len},
-                                    {"d", r.d},
-                                    {"dv", r.d},
-                                    {"mask", mask_text(r)},
-                                    {"score", "identity"},
-                                    {"threads", r.threads},
-                                    {"seconds", seconds},
-                                    {"flops", flops},
-                                    {"gflops", gflops},
-                                    {"peak_gflops", best},
-                                    {"peak_of", peak.of},
-                                    {"of_peak", of_peak},
-                                    {"machine", machine},
-                                    {"compiler", build_info().compiler}};
-      if (backend == Backend::cuda) row["threads"] = nullptr;
-      if (r.bar) row["bar"] = *r.bar;
-      fmt::print("{}\n", row.dump());
-      std::fflush(stdout);
-    } else {
-      fmt::print("{:<36}{:>12.3e}{:>12.1f}{:>9.1f}%{}\n",
+    if (f.json)
+      fmt::print("{}\n", json_of(r, figures, backend, peak, machine).dump());
+    else
+      fmt::print("{:<40}{:>12.3e}{:>12.1f}{:>9.1f}%{}\n",
                  r.name,
-                 seconds,
-                 gflops,
-                 100 * of_peak,
-                 r.bar ? fmt::format("  bar {:.0f}%{}", 100 * *r.bar, low ? " missed" : "") : "");
-      std::fflush(stdout);
-    }
+                 figures.seconds,
+                 figures.gflops,
+                 100 * figures.of_peak,
+                 remarks(r, figures, low));
+    std::fflush(stdout);
   }
   if (!f.json) fmt::print("{}; {}\n", machine, tool_line());
   return f.gate && missed ? exit_failed : exit_done;
@@ -197,7 +296,11 @@ Command add_bench(CLI::App& main) {
   CLI::App* app = main.add_subcommand("bench", "How fast, beside the machine's own peak");
   auto f = std::make_shared<Flags>();
   app->add_option("backend", f->backend, "cpu (default) or cuda");
-  app->add_option("--filter", f->filter, "regular expression on the names of rows");
+  app->add_option("--filter", f->filter, "regular expression on the names of all rows");
+  app->add_flag("--all",
+                f->all,
+                "the long list: 4096 tokens, small sizes, pages, score programs,\n"
+                "forced instruction sets, the cost of a call (about 5 minutes)");
   app->add_option("--seconds", f->budget, "time spent on a row (default 0.4)");
   app->add_flag("--list", f->list, "prints the names of the rows and stops");
   app->add_flag("--gate", f->gate, "exits 1 if a row misses its stated bar");
@@ -205,6 +308,7 @@ Command add_bench(CLI::App& main) {
   app->footer(
       "examples:\n"
       "  undivided bench\n"
+      "  undivided bench --all --json > rows.jsonl\n"
       "  undivided bench cpu --filter 'forward f32 d128' --gate\n"
       "  undivided bench cuda --json > rows.jsonl");
   return {app, [f] { return run(*f); }};

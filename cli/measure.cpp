@@ -21,11 +21,11 @@ std::vector<std::int64_t> shape_of(const View& v) {
   return {v.shape.begin(), v.shape.begin() + v.rank};
 }
 
+}  // namespace
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-}  // namespace
 
 double median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);

@@ -63,6 +63,7 @@ struct Peak {
 };
 Peak measured_peak(Backend backend);
 
+double now();  ///< seconds of a clock that only goes forward
 double median(std::vector<double> values);
 
 }  // namespace undivided::cli
