@@ -34,6 +34,7 @@ Command add_demo(CLI::App& main);
 Command add_explain(CLI::App& main);
 Command add_info(CLI::App& main);
 Command add_mask(CLI::App& main);
+Command add_precompile(CLI::App& main);
 Command add_train(CLI::App& main);      // where undivided::nn is built
 Command add_translate(CLI::App& main);  // likewise
 

@@ -76,6 +76,7 @@ int run(int argc, char** argv) {
       add_mask(main),
       add_explain(main),
       add_info(main),
+      add_precompile(main),
 #ifdef UNDIVIDED_WITH_NN
       add_train(main),
       add_translate(main),
