@@ -105,29 +105,132 @@ TEST_P(CpuBackward, Shapes) {
     }
 }
 
-TEST_P(CpuBackward, OnePassAndTwoPassesGiveTheSameBits) {
-  // Enough KV heads for one worker take one pass; four workers need two.
-  const auto four = make_thread_executor(4);
-  Case c{.hq = 2, .hkv = 1, .nq = 150, .nk = 700};
-  c.options.mask = causal();
-  c.options.align = Align::end;
+std::string form_of(const Problem& p, const Context& context) {
+  const auto prepared = cpu::prepare(p.spec, p.bounds, cpu_device, context);
+  std::string all;
+  for (const std::string& note : prepared->explanation.notes) all += note + "\n";
+  return all;
+}
+
+void expect_same_bits(const Tensor& a, const Tensor& b) {
+  EXPECT_EQ(std::memcmp(a.data, b.data, static_cast<std::size_t>(a.count()) * 4), 0);
+}
+
+TEST_P(CpuBackward, AllFormsAndAnyNumberOfWorkersGiveTheSameBits) {
+  const auto two = make_thread_executor(2), four = make_thread_executor(4);
+  Case c{.hq = 4, .hkv = 2, .nq = 150, .nk = 1100, .d = 24, .dv = 24};
+  for (const Mask& mask : {Mask(), causal(), window(600, 0)})
+    for (const Determinism determinism : {Determinism::reproducible, Determinism::invariant}) {
+      c.options.mask = mask;
+      c.options.align = Align::end;
+      c.options.determinism = determinism;
+      const Data x = data_of(c);
+      Problem f = resolve(x.q, x.kv, c.options);
+      const Results forward(f, DType::f32, DType::f32);
+      forward.attach(f.args);
+      run_cpu(f);
+      struct Way {
+        Executor* executor;
+        bool wide_bounds;
+        const char* form;
+      };
+      std::vector<Tensor> first;
+      for (const Way& way : {Way{&inline_executor(), false, nullptr},
+                             {two.get(), false, "chunks"},
+                             {four.get(), false, "chunks"},
+                             {four.get(), true, "two passes"}}) {
+        Context context;
+        context.executor = way.executor;
+        Problem p = resolve_backward(Rows(x.qt), x.q, x.kv, forward.o, forward.lse, c.options, {});
+        if (way.wide_bounds) p.bounds.max_q_len = std::int64_t{1} << 18;
+        if (way.form) EXPECT_THAT(form_of(p, context), testing::HasSubstr(way.form));
+        const GradientViews g(p, DType::f32, DType::f32);
+        g.attach(p);
+        run_cpu(p, context);
+        if (first.empty()) first = {g.dq, g.dk, g.dv};
+        expect_same_bits(first[0], g.dq);
+        expect_same_bits(first[1], g.dk);
+        expect_same_bits(first[2], g.dv);
+      }
+    }
+}
+
+TEST_P(CpuBackward, ASequenceHasTheSameBitsAloneAndInABatch) {
+  // Many sequences take one task a KV head; one sequence is cut into chunks of keys.
+  const std::int64_t batch = 4 * default_executor().workers();
+  Case c{.batch = batch, .hq = 2, .hkv = 2, .nq = 40, .nk = 1050};
+  c.options.determinism = Determinism::invariant;  // else the forward splits the keys of one
+  const Data x = data_of(c);
+  const auto gradients = [&](std::int64_t count, const char* form) {
+    const auto head = [&](const Tensor& t) { return t.sliced(0, 0, count); };
+    Problem f = resolve(Rows(head(x.qt)), dense(head(x.k), head(x.v)), c.options);
+    const Results forward(f, DType::f32, DType::f32);
+    forward.attach(f.args);
+    run_cpu(f);
+    Problem p = resolve_backward(Rows(head(x.qt)),
+                                 Rows(head(x.qt)),
+                                 dense(head(x.k), head(x.v)),
+                                 forward.o,
+                                 forward.lse,
+                                 c.options,
+                                 {});
+    if (form) EXPECT_THAT(form_of(p, {}), testing::HasSubstr(form));
+    GradientViews g(p, DType::f32, DType::f32);
+    g.attach(p);
+    run_cpu(p);
+    return g;
+  };
+  const GradientViews all = gradients(batch, "by one task"), one = gradients(1, nullptr);
+  for (const auto& [a, b] : {std::pair{&one.dq, &all.dq}, {&one.dk, &all.dk}, {&one.dv, &all.dv}})
+    EXPECT_EQ(std::memcmp(a->data, b->data, static_cast<std::size_t>(a->count()) * 4), 0);
+}
+
+TEST_P(CpuBackward, GradientsOfCapturedArraysDoNotDependOnWorkers) {
+  const auto two = make_thread_executor(2), four = make_thread_executor(4);
+  Tensor slopes = random_tensor(DType::f32, {4}, 3);
+  Case c{.batch = 2, .hq = 4, .hkv = 2, .nq = 90, .nk = 700};
+  c.options.score = Score::parse("param w: f32 = 0.7; score * w - slope[head] * abs(q - k) / 100",
+                                 {{Array(slopes, "slope")}, {{"w", 0.7}}});
+  c.options.align = Align::start;
   const Data x = data_of(c);
   Problem f = resolve(x.q, x.kv, c.options);
   const Results forward(f, DType::f32, DType::f32);
   forward.attach(f.args);
   run_cpu(f);
   std::vector<Tensor> first;
-  for (Executor* executor : {&inline_executor(), four.get()}) {
+  for (Executor* executor : {&inline_executor(), two.get(), four.get()}) {
     Context context;
     context.executor = executor;
     Problem p = resolve_backward(Rows(x.qt), x.q, x.kv, forward.o, forward.lse, c.options, {});
+    EXPECT_THAT(form_of(p, context), testing::HasSubstr("8 groups"));
     const GradientViews g(p, DType::f32, DType::f32);
     g.attach(p);
     run_cpu(p, context);
-    if (first.empty()) first = {g.dq, g.dk, g.dv};
-    for (const auto& [a, b] : {std::pair{&first[0], &g.dq}, {&first[1], &g.dk}, {&first[2], &g.dv}})
-      EXPECT_EQ(std::memcmp(a->data, b->data, static_cast<std::size_t>(a->count()) * 4), 0);
+    if (first.empty()) first = {g.dq, g.arrays[0], g.params};
+    expect_same_bits(first[0], g.dq);
+    expect_same_bits(first[1], g.arrays[0]);
+    expect_same_bits(first[2], g.params);
   }
+}
+
+TEST_P(CpuBackward, ACapturedTableThatGroupsCannotHold) {
+  Tensor table = random_tensor(DType::f32, {100, 700}, 4);
+  Case c{.nq = 100, .nk = 700};
+  c.options.score = bias(Array(table, "table"));
+  c.options.align = Align::start;
+  expect_backward(c);
+}
+
+TEST_P(CpuBackward, ChunksOfKeysInEveryKindOfRows) {
+  for (const RowKind rows : {RowKind::dense, RowKind::ragged})
+    for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged}) {
+      SCOPED_TRACE(testing::Message() << int(rows) << int(kv));
+      Case c{.batch = 3, .hq = 2, .hkv = 1, .nq = 70, .nk = 1100, .rows = rows, .kv = kv};
+      c.lengths = true;
+      c.options.mask = window(700, 0);
+      c.options.align = Align::end;
+      expect_backward(c);
+    }
 }
 
 TEST_P(CpuBackward, EveryKindOfRowsAndKeys) {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The backward: who sweeps which rectangle, and where the sums go.
 //
-// With enough (sequence, KV head) pairs for the workers, one task sweeps all of a pair and gives
-// dQ, dK and dV at once. Otherwise two passes share the work: query tiles for dQ, then key chunks
-// for dK and dV, at the price of two products more. Every sum has one owner and a fixed order, so
-// all classes of determinism give the same bits.
+// One task sweeps keys of a KV head against all queries of its group and gives their dK and dV.
+// With many KV heads it takes all keys and gives dQ too. With few it takes a chunk of keys, and the
+// dQ of the chunks are added afterwards (Dao 2023, section 3.2, with a fixed order instead of
+// atomics). If these would need too much memory, query tiles compute dQ in a pass of their own, at
+// the price of two products more. Every sum has a fixed order, so all forms, any number of workers
+// and all classes of determinism give the same bits.
 #include "cpu/backward.hpp"
 
 #include <fmt/format.h>
@@ -13,6 +15,7 @@
 #include <limits>
 
 #include "cpu/describe.hpp"
+#include "cpu/flush.hpp"
 #include "cpu/sweep.hpp"
 #include "undivided/error.hpp"
 
@@ -20,8 +23,13 @@ namespace undivided::cpu {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr std::int64_t chunk_keys = 512;                           // of one dK, dV task
-constexpr std::int64_t most_fused_bytes = std::int64_t{64} << 20;  // dK and dV of one worker
+constexpr std::int64_t most_worker_bytes = std::int64_t{64} << 20;  // dK and dV of one worker
+constexpr std::int64_t most_part_bytes = std::int64_t{256} << 20;   // dQ of all chunks
+constexpr std::int64_t tasks_per_worker = 8;  // so that the last tasks leave little idle
+
+constexpr std::int64_t most_groups = 64;  // of sums of captured arrays
+
+enum class Form : std::uint8_t { whole, parts, passes };
 
 template <class F>
 void for_each_row(const View& v, F&& body) {  // rank 3 or 4, last axis dense
@@ -55,7 +63,7 @@ class Backward final : public Prepared {
       if (keep.empty() && root.op == expr::Op::constant && root.real == 1)
         setup_.gradient.used = false;
     }
-    choose_order();
+    choose_form();
     Arena counter;
     Run::layout(counter, setup_);
     Fixed(counter, *this);
@@ -64,11 +72,7 @@ class Backward final : public Prepared {
     SweepMemory(worker, setup_, buffer_keys_);
     worker_bytes_ = worker.used();
     explanation = describe_backward(setup_);
-    explanation.notes.emplace_back(fused_
-                                       ? "one pass: dQ, dK and dV of a KV head by one task"
-                                       : "two passes: dQ by query tiles, dK and dV by key chunks");
-    if (setup_.spec.captured)
-      explanation.notes.emplace_back("gradients of captured arrays are summed by one thread");
+    describe_form();
     explanation.workspace = workspace();
   }
   std::size_t workspace() const override {
@@ -79,37 +83,79 @@ class Backward final : public Prepared {
 
  private:
   struct Fixed {
-    Fixed(Arena& arena, const Backward& b) : captured(arena, b.setup_) {
+    Fixed(Arena& arena, const Backward& b) {
       lse2 = arena.take<float>(b.rows() * b.setup_.heads());
       delta = arena.take<float>(b.rows() * b.setup_.heads());
       pages = arena.take<std::uint8_t>(b.setup_.bounds.pages);
+      if (b.form_ == Form::parts) {
+        parts = arena.take<float>(b.part_bytes() / 4);
+        used = arena.take<std::uint8_t>(b.chunks() * b.pairs() * b.setup_.spec.group *
+                                        b.setup_.tiles(b.setup_.bounds.max_q_len));
+      }
+      if (b.setup_.spec.captured) captured = CapturedSums::Groups(arena, b.setup_, b.groups());
     }
-    CapturedSums::Memory captured;
-    float *lse2, *delta;
-    std::uint8_t* pages;
+    float *lse2, *delta, *parts = nullptr;  // parts: [chunk][head][row][padded]
+    std::uint8_t *pages, *used = nullptr;   // used: [chunk][sequence][head][query tile]
+    CapturedSums::Groups captured;
   };
   std::int64_t rows() const {
     const Bounds& b = setup_.bounds;
     return setup_.spec.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len;
   }
-  void choose_order() {
-    const Bounds& b = setup_.bounds;
-    const std::int64_t keys = (b.max_k_len + key_block - 1) / key_block * key_block;
+  std::int64_t pairs() const { return setup_.bounds.batch * setup_.bounds.kv_heads; }
+  std::int64_t chunks() const {  // no key: one empty chunk
+    return std::max<std::int64_t>(1, (setup_.bounds.max_k_len + chunk_keys - 1) / chunk_keys);
+  }
+  std::int64_t part_bytes() const {
+    return chunks() * rows() * setup_.heads() * padded(setup_, setup_.spec.dqk) * 4;
+  }
+  /// Tasks that share sums of captured arrays. By bounds alone, so bits do not depend on workers.
+  std::int64_t groups() const {
+    return form_ == Form::parts ? std::min(most_groups, pairs() * chunks()) : 1;
+  }
+  void choose_form() {
+    const std::int64_t w = setup_.workers, keys = chunks() * chunk_keys;
     const std::int64_t bytes =
         keys * (padded(setup_, setup_.spec.dqk) + padded(setup_, setup_.spec.dv)) * 4;
-    const std::int64_t tasks = b.batch * b.kv_heads, w = setup_.workers;
-    const std::int64_t rounds = (tasks + w - 1) / w;
+    const std::int64_t rounds = (pairs() + w - 1) / w;
     // Two products of five more are worth it only if idle workers would cost more than that.
-    fused_ = tasks > 0 && bytes <= most_fused_bytes && rounds * w * 5 <= tasks * 7;
-    if (setup_.spec.captured && w > 1) fused_ = false;
-    buffer_keys_ =
-        fused_ ? std::max<std::int64_t>(1, keys) : chunk_keys;  // no key: one empty chunk
+    const bool fits = bytes <= most_worker_bytes;
+    const bool whole = fits && rounds * w * 5 <= pairs() * 7;
+    const bool parts = part_bytes() <= most_part_bytes;
+    if (setup_.spec.captured)
+      form_ = parts ? Form::parts : Form::passes;
+    else if (fits && (w == 1 || pairs() >= tasks_per_worker * w))
+      form_ = Form::whole;
+    else
+      form_ = parts && chunks() > 1 ? Form::parts : whole ? Form::whole : Form::passes;
+    buffer_keys_ = form_ == Form::whole ? keys : chunk_keys;
+  }
+  void describe_form() {
+    const char* const text[] = {
+        "one pass: dQ, dK and dV of a KV head by one task",
+        "one pass: dK and dV by chunks of 512 keys; their float32 dQ are kept and added in order",
+        "two passes: dQ by query tiles, dK and dV by chunks of 512 keys"};
+    explanation.notes.emplace_back(text[static_cast<int>(form_)]);
+    if (form_ == Form::passes)
+      explanation.notes.push_back(
+          fmt::format("float32 dQ of {} chunks would need {} MiB; {} are allowed",
+                      chunks(),
+                      part_bytes() >> 20,
+                      most_part_bytes >> 20));
+    if (!setup_.spec.captured) return;
+    explanation.notes.push_back(
+        groups() == 1
+            ? std::string("gradients of captured arrays are summed by one thread")
+            : fmt::format("gradients of captured arrays are summed by {} groups of tasks, added in "
+                          "order; by one thread beyond {} elements",
+                          groups(),
+                          CapturedSums::most_elements));
   }
   struct Call;
 
   Setup setup_;
   expr::Gradient gradient_;
-  bool fused_ = false;
+  Form form_ = Form::whole;
   std::int64_t buffer_keys_ = chunk_keys;
   std::size_t fixed_bytes_ = 0, worker_bytes_ = 0;
 };
@@ -169,42 +215,88 @@ struct Backward::Call {
     static_cast<float*>(run.args.dsink.data)[h * run.args.dsink.step(0)] = static_cast<float>(sum);
   }
 
-  /// dQ of one tile of queries (and the captured sums, when one thread does it all).
+  /// dQ of one tile of queries.
   void queries(std::int64_t b,
                std::int64_t h,
                std::int64_t tile,
                int id,
-               const CapturedSums* captured) const {
+               const CapturedSums::Place* captured) const {
     const Sequence s = sequence(run.spec, run.args, b);
     Sweep sweep(run, memory(id), lse2, delta);
     sweep.want_dq = run.spec.want_dq;
-    sweep.captured = captured;
-    sweep.captured_memory = &fixed.captured;
+    if (captured) sweep.capture(*captured);
     sweep.run(s, b, h, tile, tile + 1, 0, s.k_len);
   }
 
-  /// dK and dV of keys [k0, k1) of a KV head, from all queries of its group; dQ too when fused.
+  /// Where the dQ of a chunk goes.
+  DqPart part(const Sequence& s, std::int64_t b, std::int64_t h, std::int64_t chunk) const {
+    const Setup& setup = plan.setup_;
+    const std::int64_t first =
+        run.spec.rows == RowKind::ragged ? s.q_first : b * setup.bounds.max_q_len;
+    const std::int64_t row = (chunk * setup.heads() + h) * plan.rows() + first;
+    const std::int64_t flag = (chunk * setup.bounds.batch + b) * setup.heads() + h;
+    return {fixed.parts + row * padded(setup, run.spec.dqk),
+            fixed.used + flag * setup.tiles(setup.bounds.max_q_len)};
+  }
+
+  /// dQ of one tile of queries, from the chunks in ascending order.
+  void add_parts(std::int64_t b, std::int64_t h, std::int64_t tile) const {
+    const FlushToZero flush;
+    const Sequence s = sequence(run.spec, run.args, b);
+    const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = plan.setup_.tile;
+    float sum[512];
+    for (std::int64_t i = tile * size; i < std::min(s.q_len, (tile + 1) * size); ++i) {
+      std::fill_n(sum, d, 0.0f);
+      for (std::int64_t c = 0; c * chunk_keys < s.k_len; ++c) {
+        const DqPart from = part(s, b, h, c);
+        if (from.used[tile])
+          run.kernels.store_row(from.rows + i * d,
+                                1.0f,
+                                DType::f32,
+                                run.spec.dqk,
+                                reinterpret_cast<std::byte*>(sum),
+                                true);
+      }
+      run.kernels.store_row(sum,
+                            static_cast<float>(run.args.scale),
+                            run.args.dq.dtype,
+                            run.spec.dqk,
+                            row_address(run.spec, run.args.dq, s, b, h, i),
+                            false);
+    }
+  }
+
+  /// dK and dV of keys [k0, k1) of a KV head, from all queries of its group; dQ too in one pass.
   void keys(std::int64_t b,
             std::int64_t kv_head,
             std::int64_t k0,
             int id,
-            bool with_dq,
-            const CapturedSums* captured) const {
+            bool one_pass,
+            const CapturedSums::Place* captured) const {
     const Spec& spec = run.spec;
     const Sequence s = sequence(spec, run.args, b);
     const std::int64_t k1 = std::min(s.k_len, k0 + plan.buffer_keys_);
-    if (k0 >= k1 && !(with_dq && k0 == 0)) return;
+    if (k0 >= k1 && !(one_pass && k0 == 0)) return;
     const SweepMemory m = memory(id);
     const std::int64_t dqk = padded(plan.setup_, spec.dqk), dv = padded(plan.setup_, spec.dv);
     std::fill_n(m.dk, (k1 - k0) * dqk, 0.0f);
     std::fill_n(m.dv, (k1 - k0) * dv, 0.0f);
     Sweep sweep(run, m, lse2, delta);
-    sweep.want_dq = with_dq && spec.want_dq;
+    sweep.want_dq = one_pass && spec.want_dq;
     sweep.want_dkv = spec.want_dk || spec.want_dv;
-    sweep.captured = captured;
-    sweep.captured_memory = &fixed.captured;
-    for (int g = 0; g < spec.group; ++g)
-      sweep.run(s, b, kv_head * spec.group + g, 0, plan.setup_.tiles(s.q_len), k0, k1);
+    if (captured) sweep.capture(*captured);
+    for (int g = 0; g < spec.group; ++g) {
+      const std::int64_t h = kv_head * spec.group + g;
+      const bool kept = sweep.want_dq && plan.form_ == Form::parts;
+      sweep.run(s,
+                b,
+                h,
+                0,
+                plan.setup_.tiles(s.q_len),
+                k0,
+                k1,
+                kept ? part(s, b, h, k0 / chunk_keys) : DqPart{});
+    }
     const auto store =
         [&](const View& to, const float* from, std::int64_t stride, int d, float factor) {
           for (std::int64_t j = k0; j < k1; ++j)
@@ -282,46 +374,52 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
   if (spec.sink && args.dsink)
     executor.parallel_for(shared.heads, [&](std::int64_t h, int) { call.sink_gradient(h); });
 
-  const CapturedSums sums(shared, gradient_);
+  CapturedSums sums(shared, gradient_, fixed.captured);
   const bool capturing = spec.captured && setup_.gradient.used;
-  const CapturedSums* captured = capturing ? &sums : nullptr;
-  if (spec.captured) sums.clear(fixed.captured);
-  const bool keys = spec.want_dk || spec.want_dv, queries = spec.want_dq || capturing;
+  const bool keys = spec.want_dk || spec.want_dv, one_pass = form_ != Form::passes;
+  if (spec.captured) sums.clear();
+  // A group of tasks shares sums: in order, on one thread. So do rows with several writers.
+  const auto run_tasks = [&](std::int64_t count, bool in_order, bool capture, auto&& task) {
+    const std::int64_t groups = capture ? sums.groups() : in_order ? 1 : count;
+    auto group = [&](std::int64_t g, int worker) {
+      const CapturedSums::Place place{&sums, g};
+      for (std::int64_t i = count * g / groups; i < count * (g + 1) / groups; ++i)
+        task(i, worker, capture ? &place : nullptr);
+    };
+    if (in_order)
+      executor.parallel_for(1, [&](std::int64_t, int worker) {
+        for (std::int64_t g = 0; g < groups; ++g) group(g, worker);
+      });
+    else
+      executor.parallel_for(groups, group);
+  };
   const std::int64_t heads = shared.heads, tiles = setup_.tiles(shared.max_q_len);
-  const bool one_pass = fused_ && keys;
-  if (queries && !one_pass) {
-    const std::int64_t tasks = shared.batch * heads * tiles;
-    auto task = [&](std::int64_t i, int worker) {
-      call.queries(i / tiles / heads, i / tiles % heads, i % tiles, worker, captured);
-    };
-    if (capturing)  // in order, on one thread
-      executor.parallel_for(1, [&](std::int64_t, int worker) {
-        for (std::int64_t i = 0; i < tasks; ++i) task(i, worker);
+  const std::int64_t chunks =
+      std::max<std::int64_t>(1, (shared.max_k_len + buffer_keys_ - 1) / buffer_keys_);
+  const auto key_task = [&](std::int64_t i, int worker, const CapturedSums::Place* place) {
+    call.keys(i / chunks / shared.kv_heads,
+              i / chunks % shared.kv_heads,
+              i % chunks * buffer_keys_,
+              worker,
+              one_pass,
+              place);
+  };
+  const auto query_task = [&](std::int64_t i, int worker, const CapturedSums::Place* place) {
+    call.queries(i / tiles / heads, i / tiles % heads, i % tiles, worker, place);
+  };
+  const std::int64_t key_tasks = shared.batch * shared.kv_heads * chunks;
+  const std::int64_t query_tasks = shared.batch * heads * tiles;
+  if (one_pass && (keys || capturing)) {
+    run_tasks(key_tasks, serial, capturing, key_task);
+    if (form_ == Form::parts && spec.want_dq)
+      executor.parallel_for(query_tasks, [&](std::int64_t i, int) {
+        call.add_parts(i / tiles / heads, i / tiles % heads, i % tiles);
       });
-    else
-      executor.parallel_for(tasks, task);
+  } else {
+    if (spec.want_dq || capturing) run_tasks(query_tasks, false, capturing, query_task);
+    if (keys) run_tasks(key_tasks, serial, false, key_task);
   }
-  if (keys) {
-    const std::int64_t chunks =
-        std::max<std::int64_t>(1, (shared.max_k_len + buffer_keys_ - 1) / buffer_keys_);
-    const std::int64_t each = shared.kv_heads * chunks;
-    const CapturedSums* inside = one_pass ? captured : nullptr;
-    auto task = [&](std::int64_t i, int worker) {
-      call.keys(i / each,
-                i / chunks % shared.kv_heads,
-                i % chunks * buffer_keys_,
-                worker,
-                one_pass,
-                inside);
-    };
-    if (inside || serial)  // rows or sums with several writers: in order, on one thread
-      executor.parallel_for(1, [&](std::int64_t, int worker) {
-        for (std::int64_t i = 0; i < shared.batch * each; ++i) task(i, worker);
-      });
-    else
-      executor.parallel_for(shared.batch * each, task);
-  }
-  if (spec.captured) sums.finish(fixed.captured);
+  if (spec.captured) sums.finish();
 }
 
 }  // namespace

@@ -25,17 +25,41 @@ std::int32_t as_index(float bits) { return std::bit_cast<std::int32_t>(bits); }
 
 }  // namespace
 
-CapturedSums::Memory::Memory(Arena& arena, const Setup& setup) {
+CapturedSums::Memory::Memory(Arena& arena, const Setup& setup, bool own) {
   const std::int64_t chunk = std::int64_t{chunk_rows} * setup.kernels->lanes;
   value = arena.take<float>(chunk);
   for (float*& i : index) i = arena.take<float>(chunk);
   params = arena.take<double>(static_cast<std::int64_t>(setup.score.params));
+  arrays = arena.take<float>(own ? most_elements : 0);
 }
 
-void CapturedSums::clear(const Memory& memory) const {
+CapturedSums::Groups::Groups(Arena& arena, const Setup& setup, std::int64_t n) : count(n) {
+  Arena one;
+  Memory(one, setup, n > 1);
+  bytes = one.used();
+  base = arena.take<std::byte>(static_cast<std::int64_t>(bytes) * n);
+}
+
+CapturedSums::CapturedSums(const Run& run, const expr::Gradient& gradient, const Groups& groups)
+    : run_(run), gradient_(gradient), groups_(groups) {
+  for (const View& v : run.args.d_arrays)
+    if (v) elements_ += v.count();
+  own_ = groups.count > 1 && elements_ <= most_elements;
+}
+
+CapturedSums::Memory CapturedSums::memory(std::int64_t group) const {
+  Arena arena(groups_.base + groups_.bytes * static_cast<std::size_t>(group));
+  return Memory(arena, run_.setup, groups_.count > 1);
+}
+
+void CapturedSums::clear() const {
+  for (std::int64_t g = 0; g < groups(); ++g) {
+    const Memory m = memory(g);
+    std::fill_n(m.params, run_.setup.score.params, 0.0);
+    if (own_) std::fill_n(m.arrays, elements_, 0.0f);
+  }
   for (const View& v : run_.args.d_arrays)
     if (v) for_each_element(v, [](float& x) { x = 0; });
-  std::fill_n(memory.params, run_.setup.score.params, 0.0);
 }
 
 void CapturedSums::add(const Memory& memory,
@@ -62,7 +86,19 @@ void CapturedSums::add(const Memory& memory,
       memory.params[slot] += sum;
       continue;
     }
-    const View& to = run_.args.d_arrays[slot];
+    // Sums of a group are dense: the arrays one after the other.
+    View to = run_.args.d_arrays[slot];
+    if (own_) {
+      float* sums = memory.arrays;
+      for (std::size_t i = 0; i < slot; ++i)
+        if (run_.args.d_arrays[i]) sums += run_.args.d_arrays[i].count();
+      to.data = sums;
+      std::int64_t stride = 1;
+      for (auto axis = static_cast<std::size_t>(to.rank); axis-- > 0;) {
+        to.stride[axis] = stride;
+        stride *= to.shape[axis];
+      }
+    }
     for (std::size_t axis = 0; axis < static_cast<std::size_t>(to.rank); ++axis)
       run_.kernels.read(code.keep[t][axis], first_row, rows, files, memory.index[axis]);
     // Neighbours often share an element: they are summed before the element is touched.
@@ -92,11 +128,24 @@ void CapturedSums::add(const Memory& memory,
   }
 }
 
-void CapturedSums::finish(const Memory& memory) const {
+void CapturedSums::finish() const {
+  std::int64_t at = 0;
+  if (own_)
+    for (const View& v : run_.args.d_arrays)
+      if (v)
+        for_each_element(v, [&](float& x) {
+          double sum = 0;
+          for (std::int64_t g = 0; g < groups(); ++g) sum += memory(g).arrays[at];
+          x = static_cast<float>(sum);
+          ++at;
+        });
   const View& to = run_.args.d_params;
   if (!to) return;
-  for (std::int64_t i = 0; i < to.size(0); ++i)
-    static_cast<float*>(to.data)[i * to.step(0)] = static_cast<float>(memory.params[i]);
+  for (std::int64_t i = 0; i < to.size(0); ++i) {
+    double sum = 0;
+    for (std::int64_t g = 0; g < groups(); ++g) sum += memory(g).params[i];
+    static_cast<float*>(to.data)[i * to.step(0)] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace undivided::cpu

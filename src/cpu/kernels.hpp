@@ -114,6 +114,12 @@ struct Dots {
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 
+/// A tile of coefficients and the rows they are the coefficients of.
+struct Outer {
+  const float *p = nullptr, *x = nullptr;
+  int count = 0;  // rows of x
+};
+
 struct Kernels {
   const char* name;
   int width, lanes;
@@ -195,11 +201,10 @@ struct Kernels {
   void (*weights)(float* s, int rows, float c, const float* lse2);
   /// dp = p * (dp - delta), 0 where p is 0. `p` is the weight before dropout, `dp` after.
   void (*score_gradient)(const float* p, float* dp, int rows, const float* delta);
-  /// to[row][d] += sum over lanes of p[row][lane] * x[lane][d], d a multiple of lanes.
-  void (*accumulate_rows)(const float* p,
-                          int rows,
+  /// to[key][d] += sum over parts and i of p[key][i] * x[i][d]; d is a multiple of lanes.
+  void (*accumulate_keys)(const Outer* parts,
                           int count,
-                          const float* x,
+                          int rows,
                           std::int64_t x_stride,
                           int d,
                           float* to,

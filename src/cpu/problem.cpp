@@ -82,7 +82,9 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
-  while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
+  // The backward sums dK and dV by tiles: their size must not depend on the workers.
+  if (spec.op != Operation::backward)
+    while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
   while (tile > std::max(kernels->lanes, spec.mask_plan ? 64 : 0) && tile / 2 >= max_rows())
     tile /= 2;
 }

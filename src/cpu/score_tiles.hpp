@@ -57,6 +57,8 @@ class ScoreTiles {
   /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row and is
   /// rounded as the products want it.
   void accumulate_values(int sub, float* p, const float* alpha, float* o_t) const;
+  /// Where scores() leaves its tiles from now on; [key_block][lanes].
+  void use(float* tile) { memory_.s = tile; }
   void drop(int sub, float* p) const;
 
   int subs() const { return subs_; }

@@ -3,7 +3,8 @@
 //
 //   P = 2^(S - lse2);  dP^T = V dO^T, dropped like P;  dS = P (dP - delta)
 //   dQ^T += K^T dS;  dK += dS Q;  dV += drop(P) dO
-// A score program changes dS by its derivative, evaluated on the scores before it.
+// A score program changes dS by its derivative, evaluated on the scores before it. P and dS of a
+// few sub-blocks wait for each other, then dK and dV of the key block take them at once.
 #include "cpu/sweep.hpp"
 
 #include <array>
@@ -19,11 +20,13 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   const std::int64_t tile = lanes * key_block;
   const std::int64_t dqk = padded(setup, setup.spec.dqk), dv_columns = padded(setup, setup.spec.dv);
   do_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
-  dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   q_rows = arena.take<float>(all * dqk);
   do_rows = arena.take<float>(all * dv_columns);
+  p = arena.take<float>(waiting_lanes * key_block);
+  ds = arena.take<float>(waiting_lanes * key_block);
+  dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
+  dq_part = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   raw = arena.take<float>(tile);
-  dp = arena.take<float>(tile);
   lse2 = arena.take<float>(all);
   delta = arena.take<float>(all);
   dk = arena.take<float>(keys * dqk);
@@ -36,33 +39,37 @@ void Sweep::run(const Sequence& s,
                 std::int64_t first_tile,
                 std::int64_t end_tile,
                 std::int64_t k0,
-                std::int64_t k1) {
+                std::int64_t k1,
+                const DqPart& part) {
   const FlushToZero flush;
   ScoreTiles tiles(run_, memory_.tiles);
   const std::int64_t tile = run_.setup.tile;
+  const int at_once = waiting_lanes / kernels_.lanes;
   for (std::int64_t t = first_tile; t < end_tile && t * tile < s.q_len; ++t) {
     tiles.begin(
         s, b, head, t * tile, static_cast<int>(std::min<std::int64_t>(tile, s.q_len - t * tile)));
     const std::int64_t low = std::max(k0, tiles.low()), high = std::min(k1, tiles.high());
-    if (low >= high && !want_dq) continue;
+    if (part.used) part.used[t] = low < high;
+    if (low >= high && (!want_dq || part.used)) continue;
     load_rows(tiles, s, b, head);
+    bool open = false;  // does the part of this chunk hold anything?
     for (std::int64_t j = low; j < high; j += key_block) {
+      if (open && j % chunk_keys == 0) {
+        end_chunk(tiles);
+        open = false;
+      }
       if (!tiles.visit(j)) continue;
-      tiles.load_keys();
-      tiles.load_values();
-      const FlatCode& code = run_.setup.gradient;
-      if (code.used)
-        code.run(kernels_,
-                 expr::Rate::key,
-                 0,
-                 tiles.key_rows(),
-                 memory_.files.at(0),
-                 tiles.environment(0, run_.score));
-      for (int sub = 0; sub < tiles.subs(); ++sub)
-        if (!tiles.range(sub).empty()) step(tiles, sub, k0);
+      open = want_dq;
+      load_keys(tiles);
+      for (int first = 0; first < tiles.subs(); first += at_once) {
+        const int end = std::min(tiles.subs(), first + at_once);
+        for (int sub = first; sub < end; ++sub)
+          if (!tiles.range(sub).empty()) step(tiles, sub, sub - first);
+        if (want_dkv) accumulate_keys(tiles, first, end, k0);
+      }
     }
-    if (want_dq)
-      for (int sub = 0; sub < tiles.subs(); ++sub) store_dq(tiles, sub);
+    if (open) end_chunk(tiles);
+    if (want_dq) store_dq(tiles, part);
   }
 }
 
@@ -70,13 +77,12 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
   const Spec& spec = run_.spec;
   const View &q = run_.args.q.data, &dout = run_.args.dout.data;
   const std::int64_t lanes = kernels_.lanes;
-  const std::int64_t dqk = padded(run_.setup, spec.dqk), dv = padded(run_.setup, spec.dv);
   for (int sub = 0; sub < tiles.subs(); ++sub) {
     const std::byte* rows[max_lanes];
     const int live = tiles.lanes_of(sub);
     for (int lane = 0; lane < lanes; ++lane) {
       const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
-      memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: their dO is 0, so dS is 0
+      memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: nobody reads what they become
       if (lane >= live) continue;
       rows[lane] = row_address(spec, dout, s, b, head, token);
       memory_.lse2[at] = *row_scalar(spec, lse2_, s, b, head, token);
@@ -87,17 +93,17 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
                          q.dtype,
                          1,
                          spec.dqk,
-                         memory_.q_rows + at * dqk,
-                         dqk,
-                         static_cast<int>(dqk));
+                         memory_.q_rows + at * dqk_,
+                         dqk_,
+                         static_cast<int>(dqk_));
       kernels_.copy_rows(rows[lane],
                          0,
                          dout.dtype,
                          1,
                          spec.dv,
-                         memory_.do_rows + at * dv,
-                         dv,
-                         static_cast<int>(dv));
+                         memory_.do_rows + at * dv_,
+                         dv_,
+                         static_cast<int>(dv_));
     }
     kernels_.pack(
         rows, live, dout.dtype, spec.dv, 1.0f, memory_.do_t + sub * lanes * whole_blocks(spec.dv));
@@ -107,16 +113,33 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
     if (sub == 0) code.run(kernels_, expr::Rate::uniform, 0, 1, memory_.files.at(sub), env);
     code.run(kernels_, expr::Rate::query, 0, 1, memory_.files.at(sub), env);
   }
-  std::fill_n(memory_.dq_t, tiles.subs() * lanes * whole_blocks(spec.dqk), 0.0f);
+  if (!want_dq) return;
+  const std::int64_t count = tiles.subs() * lanes * whole_blocks(spec.dqk);
+  std::fill_n(memory_.dq_t, count, 0.0f);
+  std::fill_n(memory_.dq_part, count, 0.0f);
 }
 
-void Sweep::step(ScoreTiles& tiles, int sub, std::int64_t k0) {
+void Sweep::load_keys(ScoreTiles& tiles) {
+  tiles.load_keys();
+  tiles.load_values();
+  const FlatCode& code = run_.setup.gradient;
+  if (code.used)
+    code.run(kernels_,
+             expr::Rate::key,
+             0,
+             tiles.key_rows(),
+             memory_.files.at(0),
+             tiles.environment(0, run_.score));
+}
+
+void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
   const Spec& spec = run_.spec;
   const RowRange& range = tiles.range(sub);
-  const std::int64_t lanes = kernels_.lanes;
-  const int rows = range.size(), vectors = tiles.vectors(sub), live = tiles.lanes_of(sub);
+  const std::int64_t lanes = kernels_.lanes, tile = key_block * lanes;
+  const int rows = range.size();
+  tiles.use(memory_.p + slot * tile);
   float* p = tiles.scores(sub, run_.setup.gradient.used ? memory_.raw : nullptr);
-  float* ds = memory_.dp + range.begin * lanes;
+  float* ds = memory_.ds + slot * tile + range.begin * lanes;
   kernels_.weights(p, rows, run_.factor, memory_.lse2 + sub * lanes);
   kernels_.f32.scores(tiles.values(),
                       range.begin,
@@ -125,49 +148,28 @@ void Sweep::step(ScoreTiles& tiles, int sub, std::int64_t k0) {
                       memory_.do_t + sub * lanes * whole_blocks(spec.dv),
                       1.0f,
                       ds,
-                      vectors);
+                      tiles.vectors(sub));
   if (spec.dropout) tiles.drop(sub, ds);
   kernels_.score_gradient(p, ds, rows, memory_.delta + sub * lanes);
-  if (run_.setup.gradient.used) apply_gradient(tiles, sub);
+  if (run_.setup.gradient.used) apply_gradient(tiles, sub, slot);
+  if (spec.dropout && want_dkv) tiles.drop(sub, p);
+  if (!want_dq) return;
   alignas(64) static constexpr auto ones = [] {
     std::array<float, max_lanes> a{};
     a.fill(1.0f);
     return a;
   }();
-  if (want_dq)
-    kernels_.f32.accumulate(tiles.keys(),
-                            range.begin,
-                            rows,
-                            spec.dqk,
-                            ds,
-                            ones.data(),
-                            memory_.dq_t + sub * lanes * whole_blocks(spec.dqk),
-                            vectors);
-  if (!want_dkv) return;
-  const std::int64_t first = tiles.key() + range.begin - k0;
-  const std::int64_t dqk = padded(run_.setup, spec.dqk), dv = padded(run_.setup, spec.dv);
-  if (spec.dropout) tiles.drop(sub, p);
-  if (spec.want_dv)
-    kernels_.accumulate_rows(p,
-                             rows,
-                             live,
-                             memory_.do_rows + sub * lanes * dv,
-                             dv,
-                             static_cast<int>(dv),
-                             memory_.dv + first * dv,
-                             dv);
-  if (spec.want_dk)
-    kernels_.accumulate_rows(ds,
-                             rows,
-                             live,
-                             memory_.q_rows + sub * lanes * dqk,
-                             dqk,
-                             static_cast<int>(dqk),
-                             memory_.dk + first * dqk,
-                             dqk);
+  kernels_.f32.accumulate(tiles.keys(),
+                          range.begin,
+                          rows,
+                          spec.dqk,
+                          ds,
+                          ones.data(),
+                          memory_.dq_part + sub * lanes * whole_blocks(spec.dqk),
+                          tiles.vectors(sub));
 }
 
-void Sweep::apply_gradient(ScoreTiles& tiles, int sub) {
+void Sweep::apply_gradient(ScoreTiles& tiles, int sub, int slot) {
   const FlatCode& code = run_.setup.gradient;
   const int lanes = kernels_.lanes;
   const Environment env = tiles.environment(sub, run_.score);
@@ -175,31 +177,76 @@ void Sweep::apply_gradient(ScoreTiles& tiles, int sub) {
   code.run(kernels_, expr::Rate::diagonal, 0, 0, files, env);
   tiles.by_chunks(sub, [&](int r, int n) {
     code.run(kernels_, expr::Rate::element, r, n, files, env);
-    float* ds = memory_.dp + r * lanes;
-    if (captured) captured->add(*captured_memory, files, r, n, tiles.lanes_of(sub), ds);
+    float* ds = memory_.ds + (slot * key_block + r) * lanes;
+    if (captured_) captured_->add(captured_memory_, files, r, n, tiles.lanes_of(sub), ds);
     kernels_.multiply_register(code.roots[0], r, n, files, ds);
   });
 }
 
-void Sweep::store_dq(const ScoreTiles& tiles, int sub) {
+/// dK and dV of the key block from the tiles that wait. Their ranges of rows may differ: rows
+/// between two edges take the same tiles.
+void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub, std::int64_t k0) {
+  const std::int64_t lanes = kernels_.lanes;
+  for (int begin = 0; begin < key_block;) {
+    Outer of_v[waiting_lanes / 4], of_k[waiting_lanes / 4];
+    int count = 0, end = key_block;
+    for (int sub = first_sub; sub < end_sub; ++sub) {
+      const RowRange& range = tiles.range(sub);
+      if (range.empty() || range.end <= begin) continue;
+      if (range.begin > begin) {
+        end = std::min(end, range.begin);
+        continue;
+      }
+      end = std::min(end, range.end);
+      const std::int64_t at = (std::int64_t{sub - first_sub} * key_block + begin) * lanes;
+      of_v[count] = {memory_.p + at, memory_.do_rows + sub * lanes * dv_, tiles.lanes_of(sub)};
+      of_k[count] = {memory_.ds + at, memory_.q_rows + sub * lanes * dqk_, tiles.lanes_of(sub)};
+      ++count;
+    }
+    const std::int64_t row = tiles.key() + begin - k0;
+    const auto add = [&](const Outer* parts, std::int64_t columns, float* to) {
+      kernels_.accumulate_keys(parts,
+                               count,
+                               end - begin,
+                               columns,
+                               static_cast<int>(columns),
+                               to + row * columns,
+                               columns);
+    };
+    if (count > 0 && run_.spec.want_dv) add(of_v, dv_, memory_.dv);
+    if (count > 0 && run_.spec.want_dk) add(of_k, dqk_, memory_.dk);
+    begin = end;
+  }
+}
+
+void Sweep::end_chunk(const ScoreTiles& tiles) {
+  const int count = tiles.subs() * kernels_.lanes * whole_blocks(run_.spec.dqk);
+  kernels_.store_row(
+      memory_.dq_part, 1.0f, DType::f32, count, reinterpret_cast<std::byte*>(memory_.dq_t), true);
+  std::fill_n(memory_.dq_part, count, 0.0f);
+}
+
+void Sweep::store_dq(const ScoreTiles& tiles, const DqPart& part) {
+  const std::int64_t lanes = kernels_.lanes;
   float factor[max_lanes];
   std::byte* rows[max_lanes];
-  const std::int64_t lanes = kernels_.lanes;
-  for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
-    factor[lane] = static_cast<float>(run_.args.scale);
-    rows[lane] = row_address(run_.spec,
-                             run_.args.dq,
-                             tiles.sequence(),
-                             tiles.batch(),
-                             tiles.head(),
-                             tiles.row(sub, lane));
+  std::fill_n(factor, lanes, part.rows ? 1.0f : static_cast<float>(run_.args.scale));
+  for (int sub = 0; sub < tiles.subs(); ++sub) {
+    for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
+      const std::int64_t token = tiles.row(sub, lane);
+      rows[lane] =
+          part.rows
+              ? reinterpret_cast<std::byte*>(part.rows + token * dqk_)
+              : row_address(
+                    run_.spec, run_.args.dq, tiles.sequence(), tiles.batch(), tiles.head(), token);
+    }
+    kernels_.unpack(memory_.dq_t + sub * lanes * whole_blocks(run_.spec.dqk),
+                    factor,
+                    tiles.lanes_of(sub),
+                    part.rows ? DType::f32 : run_.args.dq.dtype,
+                    run_.spec.dqk,
+                    rows);
   }
-  kernels_.unpack(memory_.dq_t + sub * lanes * whole_blocks(run_.spec.dqk),
-                  factor,
-                  tiles.lanes_of(sub),
-                  run_.args.dq.dtype,
-                  run_.spec.dqk,
-                  rows);
 }
 
 }  // namespace undivided::cpu

@@ -24,46 +24,90 @@ static void score_gradient_tile(const float* p, float* dp, int rows, const float
   }
 }
 
-template <int MR>
-static __attribute__((noinline)) void accumulate_rows_of(const float* __restrict p,
+// dK and dV: sums over queries, MR keys by NV vectors of d in registers. The queries of all parts
+// are added in ascending order, then what was there.
+constexpr int wide = W == 16 ? 4 : 2;  // vectors: 24 of 32 or 12 of 16 registers hold sums
+
+template <int MR, int NV>
+static __attribute__((noinline)) void accumulate_keys_of(const Outer* parts,
                                                          int count,
-                                                         const float* __restrict x,
+                                                         std::int64_t first,
+                                                         std::int64_t column,
                                                          std::int64_t x_stride,
                                                          float* __restrict to,
                                                          std::int64_t to_stride) {
-  vf acc[MR][2];
+  vf acc[MR][NV];
   for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < 2; ++v) acc[r][v] = load(to + r * to_stride + v * W);
-  for (int lane = 0; lane < count; ++lane) {
-    const vf x0 = load(x), x1 = load(x + W);
-    for (int r = 0; r < MR; ++r) {
-      const vf b = set1(p[r * lanes + lane]);
-      acc[r][0] = fma(b, x0, acc[r][0]);
-      acc[r][1] = fma(b, x1, acc[r][1]);
+    for (int v = 0; v < NV; ++v) acc[r][v] = set1(0.0f);
+  for (int part = 0; part < count; ++part) {
+    const float* __restrict p = parts[part].p + first;
+    const float* __restrict x = parts[part].x + column;
+    const auto step = [&](int i) __attribute__((always_inline)) {
+      vf row[NV];
+      for (int v = 0; v < NV; ++v) row[v] = load(x + v * W);
+      for (int r = 0; r < MR; ++r) {
+        const vf b = set1(p[r * lanes + i]);
+        for (int v = 0; v < NV; ++v) acc[r][v] = fma(b, row[v], acc[r][v]);
+      }
+      x += x_stride;
+    };
+    int left = parts[part].count;
+    for (; left >= 4; left -= 4, p += 4) {
+      step(0);
+      step(1);
+      step(2);
+      step(3);
     }
-    x += x_stride;
+    for (; left > 0; --left, ++p) step(0);
   }
   for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < 2; ++v) store(to + r * to_stride + v * W, acc[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      float* at = to + r * to_stride + v * W;
+      store(at, add(load(at), acc[r][v]));
+    }
 }
 
-static void accumulate_rows_tile(const float* p,
-                                 int rows,
+template <int NV>
+static void accumulate_keys_rows(const Outer* parts,
                                  int count,
-                                 const float* x,
+                                 int rows,
+                                 std::int64_t column,
+                                 std::int64_t x_stride,
+                                 float* to,
+                                 std::int64_t to_stride) {
+  static constexpr decltype(&accumulate_keys_of<1, NV>) of[] = {accumulate_keys_of<1, NV>,
+                                                                accumulate_keys_of<2, NV>,
+                                                                accumulate_keys_of<3, NV>,
+                                                                accumulate_keys_of<4, NV>,
+                                                                accumulate_keys_of<5, NV>,
+                                                                accumulate_keys_of<6, NV>};
+  // Tiles as equal as can be: a rest of one row would start too few sums to keep the FMAs busy.
+  int tiles = (rows + 5) / 6;
+  for (int r = 0; tiles > 0; --tiles) {
+    const int n = (rows - r + tiles - 1) / tiles;
+    of[n - 1](parts,
+              count,
+              std::int64_t{r} * lanes,
+              column,
+              x_stride,
+              to + r * to_stride + column,
+              to_stride);
+    r += n;
+  }
+}
+
+/// Columns outside: the slab of x stays in the first cache while all rows pass.
+static void accumulate_keys_tile(const Outer* parts,
+                                 int count,
+                                 int rows,
                                  std::int64_t x_stride,
                                  int d,
                                  float* to,
                                  std::int64_t to_stride) {
-  for (int c = 0; c < d; c += lanes) {
-    int r = 0;
-    for (; r + tile_rows <= rows; r += tile_rows)
-      accumulate_rows_of<tile_rows>(
-          p + r * lanes, count, x + c, x_stride, to + r * to_stride + c, to_stride);
-    for (; r < rows; ++r)
-      accumulate_rows_of<1>(
-          p + r * lanes, count, x + c, x_stride, to + r * to_stride + c, to_stride);
-  }
+  int c = 0;
+  for (; c + wide * W <= d; c += wide * W)
+    accumulate_keys_rows<wide>(parts, count, rows, c, x_stride, to, to_stride);
+  for (; c < d; c += 2 * W) accumulate_keys_rows<2>(parts, count, rows, c, x_stride, to, to_stride);
 }
 
 static void sum_lanes_tile(const float* p, int rows, int count, float* to) {

@@ -106,7 +106,7 @@ def innermost_loops(path):
 
 # The functions that hold nearly all products. A new name here is a new tile; a name that is gone
 # fails the test that looks for it.
-TILES = ("block_scores", "block_outputs", "accumulate_rows_of")
+TILES = ("block_scores", "block_outputs", "accumulate_keys_of")
 
 
 def tile_loops(path):
