@@ -85,6 +85,7 @@ TEST(MaskCatalogue, rectangles_and_key_ranges_are_counted_exactly) {
     const std::vector<Sequence> one{s};
     const auto plan = make_mask_plan(*bound(catalogue.mask(m), s), 1, one, inline_executor());
     const auto& e = plan->entries[0];
+    const MaskIndex index(plan);
     for (int trial = 0; trial < 8; ++trial) {
       const auto q0 = static_cast<std::int64_t>(random() % 300),
                  k0 = static_cast<std::int64_t>(random() % 413);
@@ -97,11 +98,11 @@ TEST(MaskCatalogue, rectangles_and_key_ranges_are_counted_exactly) {
           first = std::min(first, k);
           end = std::max(end, k + 1);
         }
-      ASSERT_EQ(plan->kept_pairs(e, q0, q1, k0, k1), pairs);
-      const auto range = plan->key_range(e, q0, q1);
+      ASSERT_EQ(index.kept_pairs(q0, q1, k0, k1), pairs);
+      const auto range = index.key_range(q0, q1);
       ASSERT_EQ(range, end ? std::pair(first, end) : std::pair(std::int64_t{0}, std::int64_t{0}));
     }
-    EXPECT_EQ(plan->kept_pairs(e, 0, 300, 0, 413), e.kept_pairs);
+    EXPECT_EQ(index.kept_pairs(0, 300, 0, 413), e.kept_pairs);
   }
 }
 

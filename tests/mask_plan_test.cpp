@@ -231,6 +231,31 @@ TEST(MaskPlan, negative_positions_and_clamped_loads) {
                {{lengths(150, 260, -40, -70)}, 1});
 }
 
+// Arrays that differ by batch or head, lengths that differ and are no multiples of 64.
+TEST(MaskPlan, captures_by_batch_and_head_are_exact) {
+  std::mt19937 random(21);
+  const auto table = [&](std::initializer_list<std::int64_t> shape, int low, int high) {
+    const Tensor t = Tensor::zeros(DType::i32, shape);
+    for (std::int64_t i = 0; i < t.count(); ++i)
+      t.ptr<std::int32_t>()[i] = low + static_cast<int>(random() % (high - low));
+    return t;
+  };
+  const Array ids(table({3, 300}, 0, 4), "ids"), gone(table({4, 300}, 0, 250), "gone"),
+      width(table({3, 4}, 1, 200), "width"), slope(table({4}, 1, 4), "slope");
+  const std::vector<Sequence> ragged{
+      lengths(130, 300, 170), lengths(200, 77, -123), lengths(65, 190)};
+  expect_exact(documents(ids), {{lengths(130, 300), lengths(130, 300), lengths(1, 300, 299)}, 1});
+  expect_exact(mask([=](auto b, auto, auto q, auto k) {
+                 return ids(b, clamp(q, 0, 299)) == ids(b, k) && k <= q;
+               }),
+               {ragged, 1});
+  expect_exact(mask([=](auto, auto h, auto q, auto k) { return k <= q && q < gone(h, k); }),
+               {{lengths(130, 300, 170), lengths(130, 300, 170)}, 4});
+  expect_exact(
+      mask([=](auto b, auto h, auto q, auto k) { return abs(slope[h] * q - k) <= width(b, h); }),
+      {ragged, 4});
+}
+
 TEST(MaskPlan, entries_are_shared_where_nothing_differs) {
   const std::vector<Sequence> same{lengths(100, 100), lengths(100, 100), lengths(80, 100)};
   const auto entries = [&](const Mask& m) {

@@ -43,6 +43,9 @@ class MaskPlan {
   std::vector<std::int32_t> tile_ids;
   std::vector<Tile> tiles_by_query;  ///< word = query row, bit = key; the same ids as by key
   std::vector<Tile> tiles_by_key;    ///< word = key row, bit = query
+  /// Array::version() of each captured array when the plan was made: Plan::run refuses a plan whose
+  /// arrays have changed since.
+  std::vector<std::uint64_t> versions;
 
   const Entry& entry(std::int64_t b, std::int64_t h) const {
     return entries[static_cast<std::size_t>(entry_of[static_cast<std::size_t>(b * heads + h)])];
@@ -51,16 +54,6 @@ class MaskPlan {
   /// Class of the part of the plan that covers queries [q0, q1) and keys [k0, k1) of an entry.
   BlockClass classify(
       const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
-  /// How many pairs of queries [q0, q1) and keys [k0, k1) are kept. Whole Full runs cost nothing;
-  /// each Partial block that the rectangle meets is counted.
-  std::int64_t kept_pairs(
-      const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
-  /// The smallest range [first, end) of keys that holds every key that queries [q0, q1) keep; an
-  /// empty one when they keep none. Looks at the ends of each row of blocks.
-  std::pair<std::int64_t, std::int64_t> key_range(const Entry& e,
-                                                  std::int64_t q0,
-                                                  std::int64_t q1) const;
-
   /// The same arrays on a CUDA device, when the plan was made for one.
   struct DeviceCopy {
     const Entry* entries = nullptr;
@@ -72,6 +65,28 @@ class MaskPlan {
     std::shared_ptr<void> owner;
   };
   DeviceCopy device;
+};
+
+/// Answers about any rectangle of one entry of a plan in O(log) steps: what balancing work over
+/// ranks asks. Building it takes O(n log k_blocks) time and memory for n changes of class or bits
+/// along the rows of blocks. Copies share it; threads may.
+class MaskIndex {
+ public:
+  /// Raises Error{plan} for a batch or head outside the plan.
+  explicit MaskIndex(std::shared_ptr<const MaskPlan> plan,
+                     std::int64_t batch = 0,
+                     std::int64_t head = 0);
+  /// How many pairs of queries [q0, q1) and keys [k0, k1) are kept; clipped to the lengths.
+  std::int64_t kept_pairs(std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
+  /// The smallest range [first, end) of keys that holds every key that queries [q0, q1) keep; {0,
+  /// 0} when they keep none.
+  std::pair<std::int64_t, std::int64_t> key_range(std::int64_t q0, std::int64_t q1) const;
+  /// Ranges [first, end) of queries that keep no key, in order.
+  const std::vector<std::pair<std::int64_t, std::int64_t>>& rows_without_key() const;
+
+ private:
+  class State;
+  std::shared_ptr<const State> state_;
 };
 
 }  // namespace undivided

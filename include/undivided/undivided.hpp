@@ -6,6 +6,7 @@
 #include "undivided/context.hpp"
 #include "undivided/error.hpp"
 #include "undivided/expr.hpp"
+#include "undivided/mask_formats.hpp"
 #include "undivided/mask_plan.hpp"
 #include "undivided/plan.hpp"
 #include "undivided/sparse.hpp"

@@ -79,6 +79,7 @@ class Maker {
   std::shared_ptr<MaskPlan> make(std::int64_t heads, std::span<const Sequence> sequences) {
     plan_->batch = static_cast<std::int64_t>(sequences.size());
     plan_->heads = heads;
+    for (const Array& a : mask_.captures.arrays) plan_->versions.push_back(a.version());
     const bool by_batch = mask_.program->reads(expr::Op::batch);
     const bool by_head = mask_.program->reads(expr::Op::head);
     using Key = std::

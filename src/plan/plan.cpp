@@ -96,6 +96,21 @@ void check_class(const Spec& s, const Bounds& b, Device device, const Args& a) {
   if (!a.mask || !a.score) refuse_run("mask and score are not bound: use bind() or resolve()");
   if (s.mask_plan && !a.mask_plan)
     refuse_run("this plan needs Args::mask_plan: make it with mask_plan()");
+  if (s.mask_plan) {
+    const auto& now = a.mask->captures.arrays;
+    const auto& then = a.mask_plan->versions;
+    if (then.size() != now.size())
+      refuse_run(
+          "the mask reads {} arrays and the mask plan was made from {}: it belongs to another mask",
+          now.size(),
+          then.size());
+    for (std::size_t i = 0; i < now.size(); ++i)
+      if (now[i].version() != then[i])
+        refuse_run(
+            "array '{}' has changed since the mask plan was made (touch() was called): make it "
+            "again with mask_plan()",
+            now[i].name());
+  }
   if (s.op == Operation::backward) {
     want("O", a.o, true);
     want("LSE", a.lse, true);
