@@ -129,6 +129,8 @@ TEST_P(CpuTiles, ByteCodeReadsLikeTheOracle) {
                          "(q < k) == (k < 30)",
                          "trunc(q * 0.37) == trunc(k * 0.91)",
                          "q % (k + 1) == 0",
+                         "(q - k) % 8 == 3 || (k - q) / 4 == -2 || (q - k * 2) / 16 == -1",
+                         "(q + k * 2 - 80) % 16 < 5 && (k - q) / w != (k + q) % w",
                          "(q > 20 ? k : q) > 18",
                          "flags[head, abs(k - q) % 6]",
                          "ids[min(abs(q - 3 - k), 6)] > (q < k ? 3 : 0)"};

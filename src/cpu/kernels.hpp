@@ -63,6 +63,7 @@ struct Environment {
   std::int32_t batch = 0, head = 0, q_len = 0, k_len = 0;
   const std::int32_t* q = nullptr;  // [lanes] positions
   std::int32_t k = 0;               // position of row 0
+  int vectors = 2;                  // of element code: 1 if only the first holds queries
 };
 
 /// Dropout of a tile: counter words that do not change inside it.

@@ -103,6 +103,7 @@ Environment ScoreTiles::environment(int sub, const Contents& contents) const {
   env.q_len = static_cast<std::int32_t>(sequence_.q_len);
   env.k_len = static_cast<std::int32_t>(sequence_.k_len);
   env.q = memory_.q + sub * kernels_.lanes;
+  env.vectors = vectors(sub);
   env.k = static_cast<std::int32_t>(sequence_.k_origin + j0_);
   return env;
 }

@@ -161,6 +161,12 @@ static void execute_integer(const Instruction& n, const Shape& s, const Reader* 
     fill(s, [&](int r, int v) { return as_f(f(a.i(r, v), b.i(r, v))); });
   };
   const auto count = [](vi c) { return andi(c, set1i(31)); };
+  // The exponent of a divisor that is a power of two and the same for all, else -1.
+  std::int32_t power = -1;
+  if ((n.op == Op::floordiv || n.op == Op::mod) && n.operand_rate[1] == expr::Rate::uniform) {
+    const auto divisor = __builtin_bit_cast(std::uint32_t, b.p[0]);
+    if (divisor < 0x80000000u && __builtin_popcount(divisor) == 1) power = __builtin_ctz(divisor);
+  }
   switch (n.op) {
     case Op::add:
       return with([](vi p, vi q) { return addi(p, q); });
@@ -173,8 +179,10 @@ static void execute_integer(const Instruction& n, const Shape& s, const Reader* 
     case Op::max:
       return with([](vi p, vi q) { return maxi(p, q); });
     case Op::floordiv:
+      if (power >= 0) return with([&](vi p, vi) { return shri(p, set1i(power)); });
       return with([](vi p, vi q) { return where_nonzero(q, floor_quotient(p, q)); });
     case Op::mod:
+      if (power >= 0) return with([](vi p, vi q) { return andi(p, subi(q, set1i(1))); });
       return with([](vi p, vi q) { return where_nonzero(q, remainder_of(p, q)); });
     case Op::shl:
       return with([&](vi p, vi q) { return shli(p, count(q)); });
@@ -302,7 +310,7 @@ static void execute_code(const Instruction* code,
                          int rows,
                          const Files& files,
                          const Environment& at) {
-  const bool wide = rate == expr::Rate::query || rate == expr::Rate::element;
+  const int vectors = rate == expr::Rate::query ? 2 : rate == expr::Rate::element ? at.vectors : 1;
   const int height = rate == expr::Rate::diagonal ? (key_block + lanes) / W
                      : rate == expr::Rate::key || rate == expr::Rate::element ? rows
                                                                               : 1;
@@ -313,8 +321,7 @@ static void execute_code(const Instruction* code,
       if (n.operand[o] != -1)
         x[o] = reader(n.operand_rate[o], n.operand[o], rate, first_row, files);
     const Reader to = reader(rate, n.result, rate, first_row, files);
-    execute_one(
-        n, {const_cast<float*>(to.p), to.row, to.vec, height, wide ? 2 : 1}, x, first_row, at);
+    execute_one(n, {const_cast<float*>(to.p), to.row, to.vec, height, vectors}, x, first_row, at);
   }
 }
 
