@@ -181,6 +181,7 @@ class Call {
       for (int sub = 0; sub < tiles.subs(); ++sub) {
         const RowRange& range = tiles.range(sub);
         if (range.empty()) continue;
+        tiles.prefetch(sub);
         float* p = tiles.scores(sub);
         kernels_.softmax(p,
                          range.size(),

@@ -14,12 +14,14 @@
 
 namespace undivided::cpu {
 
-inline constexpr int key_block = 64;    // rows of a tile: the grid starts at local key 0
-inline constexpr int max_dim = 512;     // of a head
-inline constexpr int chunk_rows = 8;    // rows that element code handles at once
-inline constexpr int max_lanes = 32;    // lanes of the widest instruction set
-inline constexpr int query_tile = 256;  // queries of a macro-tile at most
-inline constexpr int block_edge = 8;    // packed keys and values lie in blocks of 8 rows x 8 words
+inline constexpr int key_block = 64;  // rows of a tile: the grid starts at local key 0
+inline constexpr int max_dim = 512;   // of a head
+inline constexpr int chunk_rows = 8;  // rows that element code handles at once
+inline constexpr int max_lanes = 32;  // lanes of the widest instruction set
+/// Queries of a macro-tile at most: each packs the keys and values anew. The backward keeps five
+/// arrays of them in the second-level cache, the forward two.
+inline constexpr int query_tile = 256, forward_query_tile = 512;
+inline constexpr int block_edge = 8;  // packed keys and values lie in blocks of 8 rows x 8 words
 /// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
 /// is one block longer than a tile, so that columns do not share the same sets of the cache.
 inline constexpr int block_column = (key_block / block_edge + 1) * block_edge * block_edge;

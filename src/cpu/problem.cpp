@@ -81,6 +81,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
+  if (spec.op == Operation::forward) tile = forward_query_tile;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
   if (spec.op != Operation::backward)

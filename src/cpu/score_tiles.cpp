@@ -222,6 +222,25 @@ void ScoreTiles::load_values() {
   }
 }
 
+void ScoreTiles::prefetch(int sub) const {
+  const int share = (key_block + subs_ - 1) / subs_;
+  const std::int64_t first = j0_ + key_block + std::int64_t{sub} * share;
+  const std::int64_t end = std::min({first + share, j0_ + 2 * key_block, high_});
+  const std::int64_t head = run_.kv_head_of(head_);
+  for (const auto& [view, d] :
+       {std::pair{&run_.args.kv.k, run_.spec.dqk}, {&run_.args.kv.v, run_.spec.dv}}) {
+    const auto bytes = static_cast<std::int64_t>(size_of(view->dtype)) * d;
+    for (std::int64_t j = first; j < end;) {
+      const KeyRun run = key_run(run_.spec, run_.args.kv, *view, sequence_, b_, head, j);
+      const std::int64_t n = std::min(run.count, end - j);
+      for (std::int64_t r = 0; r < n; ++r)
+        for (std::int64_t at = 0; at < bytes; at += 64)
+          __builtin_prefetch(run.data + r * run.stride + at, 0, 2);
+      j += n;
+    }
+  }
+}
+
 float* ScoreTiles::scores(int sub, float* raw) {
   const RowRange& range = memory_.ranges[sub];
   float* s = memory_.s + range.begin * kernels_.lanes;

@@ -50,6 +50,9 @@ class ScoreTiles {
   bool visit(std::int64_t j0);
   void load_keys();  // of the visited block
   void load_values();
+  /// Asks for a sub-block's share of the next block of keys and values, which the memory then
+  /// brings while this one is computed.
+  void prefetch(int sub) const;
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
