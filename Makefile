@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The usual commands; CMake presets and tools/ do the work.
-.PHONY: demo test bench build lint format fuzz clean bootstrap
+.PHONY: demo test bench bench-mask-torch gallery build lint format fuzz clean bootstrap
 
 demo: build
 	@bash -c 'source tools/environment && build/release/undivided demo'
@@ -10,6 +10,15 @@ test: bootstrap
 
 bench: build
 	@bash -c 'source tools/environment && build/release/undivided bench'
+
+# Beside PyTorch's create_block_mask; its wheel goes into a folder of its own.
+bench-mask-torch: build
+	@test -x build/torch/bin/python || python3 -m venv build/torch
+	@build/torch/bin/pip install -q torch numpy
+	@build/torch/bin/python bench/mask_torch.py build/release/undivided bench/results/mask_torch.json $$(git describe --always --dirty)
+
+gallery: build
+	@build/release/undivided mask --gallery docs
 
 build: bootstrap
 	@tools/build release undivided_cli

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/common.hpp"
+#include "cli/gallery.hpp"
 #include "cli/library_mask.hpp"
 #include "cli/png.hpp"
 #include "cli/problem.hpp"
@@ -17,7 +18,7 @@ namespace undivided::cli {
 namespace {
 
 struct Flags {
-  std::string text, name, align, png;
+  std::string text, name, align, png, gallery;
   std::vector<std::string> arrays, params;
   std::int64_t q_len = -1, k_len = -1, heads = 1;
   int threads = 0;
@@ -33,13 +34,7 @@ Mask mask_of(const Flags& f) {
     refuse("--param belongs to --mask; a library mask takes its numbers in its call");
   std::vector<Array> arrays;
   for (const std::string& a : f.arrays) arrays.push_back(read_captured(a));
-  const Mask mask = library_mask(f.name, arrays);
-  for (const Array& a : arrays) {
-    bool read = false;
-    for (const Array& used : mask.captures().arrays) read |= used.name() == a.name();
-    if (!read) refuse(fmt::format("--array {0}: --name '{1}' does not read {0}", a.name(), f.name));
-  }
-  return mask;
+  return library_mask(f.name, arrays);
 }
 
 Sequence sequence_of(const Flags& f, const Mask& mask) {
@@ -68,6 +63,13 @@ Sequence sequence_of(const Flags& f, const Mask& mask) {
 int run(const Flags& f) {
   if (f.list) {
     for (const LibraryMask& m : library_masks()) fmt::print("{:<22}{}\n", m.call, m.meaning);
+    return exit_done;
+  }
+  if (!f.gallery.empty()) {
+    const int pictures = write_gallery(f.gallery);
+    fmt::print("wrote {0}/guide/gallery.md and {1} pictures in {0}/pictures/gallery\n",
+               f.gallery,
+               pictures);
     return exit_done;
   }
   const Mask mask = mask_of(f);
@@ -127,6 +129,7 @@ Command add_mask(CLI::App& main) {
   app->add_option("--mask", f->text, "a condition on q, k, head, e.g. 'k <= q && q - k < 1024'");
   app->add_option("--name", f->name, "a library mask in call syntax, e.g. 'window(512, 0)'");
   app->add_flag("--list", f->list, "prints the library masks");
+  app->add_option("--gallery", f->gallery, "writes the gallery of masks into this folder");
   app->add_option("--q-len", f->q_len, "number of queries");
   app->add_option("--k-len", f->k_len, "number of keys");
   app->add_option("--align", f->align, "start or end; needed if the lengths differ");
@@ -145,6 +148,8 @@ Command add_mask(CLI::App& main) {
       "  undivided mask --name 'window(512, 0)' --q-len 4096 --k-len 4096 --png window.png\n"
       "  undivided mask --mask 'k <= q && doc[q] == doc[k]' --array doc=ids.npy \\\n"
       "      --q-len 1000 --k-len 1000 --json\n"
+      "  undivided mask --name 'flashmask(c, causal)' --array c=columns.npy \\\n"
+      "      --q-len 4096 --k-len 4096 --png columns.png\n"
       "  undivided mask --name 'causal()' --q-len 1 --k-len 512 --align end");
   return {app, [f] { return run(*f); }};
 }

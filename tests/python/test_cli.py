@@ -363,6 +363,37 @@ def test_mask_counts(tmp_path):
     assert by_name["empty"] == sum(not b.any() for b in blocks)
 
 
+def test_mask_reads_columns_and_trees(tmp_path):
+    size = ["--q-len", 200, "--k-len", 200]
+    j = np.arange(200, dtype=np.int32)
+    np.save(tmp_path / "window.npy", (j + 30)[None, :, None])  # rows below j + 30
+    got = mask_json("--name", "flashmask(c, causal)", "--array", f"c={tmp_path}/window.npy", *size)
+    assert got["kept_pairs"] == mask_json("--name", "window(29, 0)", *size)["kept_pairs"]
+    heads = np.stack([np.stack([np.full(200, e), np.zeros(200)], -1) for e in (200, 50)]).astype(np.int32)
+    np.save(tmp_path / "heads.npy", heads)
+    got = mask_json("--name", "flashmask(c)", "--array", f"c={tmp_path}/heads.npy", "--heads", 2, *size)
+    assert got["kept_pairs"] == 200 * 200 + 50 * 200
+    np.save(tmp_path / "chain.npy", j - 1)
+    got = mask_json("--name", "tree(p)", "--array", f"p={tmp_path}/chain.npy", *size)
+    assert got["kept_pairs"] == 200 * 201 // 2
+    wrong = ["--array", f"c={tmp_path}/window.npy", *size]
+    assert "causal = false" in refused("mask", "--name", "flashmask(c)", *wrong)
+    assert "'causal'" in refused("mask", "--name", "flashmask(c, cauzal)", *wrong)
+    assert "no array 'd'" in refused("mask", "--name", "flashmask(d)", *wrong)
+    assert "does not read c" in refused("mask", "--name", "causal()", *wrong)
+
+
+def test_the_gallery_is_up_to_date(tmp_path):
+    done("mask", "--gallery", tmp_path)
+    page = (tmp_path / "guide" / "gallery.md").read_text()
+    assert page == (ROOT / "docs" / "guide" / "gallery.md").read_text(), "run make gallery"
+    named = set(re.findall(r"pictures/gallery/([\w-]+\.png)", page))
+    for folder in (tmp_path / "pictures" / "gallery", ROOT / "docs" / "pictures" / "gallery"):
+        pictures = list(folder.iterdir())
+        assert {p.name for p in pictures} == named
+        assert sum(p.stat().st_size for p in pictures) < 500_000
+
+
 def test_mask_pictures(tmp_path):
     out = done("mask", "--name", "window(2, 0)", "--q-len", 8, "--k-len", 8, "--png", tmp_path / "m.png").stdout
     rows = out.split("\n")[1:9]
