@@ -186,6 +186,46 @@ TEST_P(CpuTiles, DropoutIsPhiloxByPosition) {
     }
 }
 
+TEST_P(CpuTiles, ProductsReadPackedBlocks) {
+  const int rows = 21, first = 8, d = 19, dv = 11, lanes = kernels_.lanes;
+  const Tensor k = random_tensor(DType::f32, {rows, d}, 1),
+               v = random_tensor(DType::f32, {rows, dv}, 2);
+  const Tensor q = random_tensor(DType::f32, {lanes, d}, 3);
+  const auto bytes = [](const Tensor& t, std::int64_t row) {
+    return static_cast<const std::byte*>(t.data) + row * t.size(1) * 4;
+  };
+  const auto at = [](const Tensor& t, int row, int column) {
+    return static_cast<double>(t.ptr<float>()[row * t.size(1) + column]);
+  };
+  std::vector<float> k_blocks(3 * cpu::block_column), v_blocks(2 * cpu::block_column);
+  // Rows that arrive in two runs, as pages do.
+  for (const auto& [begin, n] : {std::pair{0, 13}, {13, rows - 13}}) {
+    kernels_.pack_blocks(bytes(k, begin), d * 4, DType::f32, begin, n, d, k_blocks.data());
+    kernels_.pack_blocks(bytes(v, begin), dv * 4, DType::f32, begin, n, dv, v_blocks.data());
+  }
+  std::vector<const std::byte*> row(lanes);
+  for (int i = 0; i < lanes; ++i) row[i] = bytes(q, i);
+  std::vector<float> q_t(cpu::whole_blocks(d) * lanes, NAN), s(cpu::key_block * lanes);
+  kernels_.pack(row.data(), lanes - 1, DType::f32, d, 0.5f, q_t.data());
+  kernels_.f32.scores(k_blocks.data(), first, rows - first, d, q_t.data(), 3.0f, s.data(), 2);
+  for (int r = first; r < rows; ++r)
+    for (int lane = 0; lane < lanes; ++lane) {
+      double want = 0;
+      for (int i = 0; lane + 1 < lanes && i < d; ++i) want += 1.5 * at(k, r, i) * at(q, lane, i);
+      ASSERT_NEAR(s[(r - first) * lanes + lane], want, 1e-5);
+    }
+  std::vector<float> o_t(cpu::whole_blocks(dv) * lanes, 2.0f), alpha(lanes);
+  for (int lane = 0; lane < lanes; ++lane) alpha[lane] = 0.25f * static_cast<float>(lane % 3);
+  kernels_.f32.accumulate(
+      v_blocks.data(), first, rows - first, dv, s.data(), alpha.data(), o_t.data(), 2);
+  for (int c = 0; c < dv; ++c)
+    for (int lane = 0; lane < lanes; ++lane) {
+      double want = 2.0 * alpha[lane];
+      for (int r = first; r < rows; ++r) want += at(v, r, c) * s[(r - first) * lanes + lane];
+      ASSERT_NEAR(o_t[c * lanes + lane], want, 2e-4);
+    }
+}
+
 TEST_P(CpuTiles, ConversionsRoundOnceToNearestEven) {
   std::mt19937 engine(3);
   std::vector<float> x;
