@@ -34,7 +34,7 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
   if (!spec.precision.follow)
     for (const DType d : {spec.precision.qk, spec.precision.pv})
       if (d != DType::f32 && d != spec.dtype)
-        return no("products are computed in float32",
+        return no("products of this format are not computed on the CPU",
                   fmt::format("f32 or {}", name_of(spec.dtype)),
                   name_of(d));
   constexpr std::int64_t most = std::int64_t{1} << 30;
