@@ -113,6 +113,7 @@ AbstractMask::AbstractMask(const expr::Program& p,
       step.real |= expr::is_compare(node.op) && p.nodes[operand].type == Type::f32;
       rate |= places_[operand].rate;
     }
+    floats_ |= node.type == Type::f32;
     step.at = static_cast<std::int32_t>(steps_[static_cast<std::size_t>(rate)].size());
     places_[i] = {rate, step.at};
     steps_[static_cast<std::size_t>(rate)].push_back(step);
@@ -121,6 +122,8 @@ AbstractMask::AbstractMask(const expr::Program& p,
     const auto copies = rate == 1 || rate == 2 ? static_cast<std::size_t>(slots) : 1;
     store_[rate].resize(copies * steps_[rate].size());
     bases_[rate] = store_[rate].data();
+    if (floats_) real_store_[rate].resize(store_[rate].size());
+    real_bases_[rate] = real_store_[rate].data();
   }
 }
 
@@ -134,34 +137,40 @@ void AbstractMask::begin(std::int64_t batch,
 
 void AbstractMask::query(int slot, std::int64_t first, std::int64_t last) {
   q_ = Value::between(first, last);
-  bases_[1] = store_[1].data() + static_cast<std::size_t>(slot) * steps_[1].size();
+  at_slot(1, slot);
   run(1);
 }
 
 void AbstractMask::key(int slot, std::int64_t first, std::int64_t last) {
   k_ = Value::between(first, last);
-  bases_[2] = store_[2].data() + static_cast<std::size_t>(slot) * steps_[2].size();
+  at_slot(2, slot);
   run(2);
 }
 
 const Value& AbstractMask::evaluate(int query_slot, int key_slot) {
-  bases_[1] = store_[1].data() + static_cast<std::size_t>(query_slot) * steps_[1].size();
-  bases_[2] = store_[2].data() + static_cast<std::size_t>(key_slot) * steps_[2].size();
+  at_slot(1, query_slot);
+  at_slot(2, key_slot);
   run(3);
   return value(root_);
 }
 
+void AbstractMask::at_slot(std::size_t rate, int slot) {
+  const std::size_t offset = static_cast<std::size_t>(slot) * steps_[rate].size();
+  bases_[rate] = store_[rate].data() + offset;
+  if (floats_) real_bases_[rate] = real_store_[rate].data() + offset;
+}
+
 void AbstractMask::run(int rate) {
   const auto r = static_cast<std::size_t>(rate);
-  for (const Step& s : steps_[r]) bases_[r][s.at] = compute(s);
+  for (const Step& s : steps_[r])
+    if (s.node.type == Type::f32)
+      real_bases_[r][s.at] = compute_real(s);
+    else
+      bases_[r][s.at] = compute(s);
 }
 
 Value AbstractMask::compute(const Step& s) const {
   const expr::Node& n = s.node;
-  if (n.type == Type::f32) return Value::any();
-  const auto operand = [&](std::size_t i) -> const Value& {
-    return bases_[static_cast<std::size_t>(s.from[i].rate)][s.from[i].at];
-  };
   switch (n.op) {
     case Op::batch:
       return Value::point(batch_);
@@ -182,18 +191,46 @@ Value AbstractMask::compute(const Step& s) const {
           static_cast<std::int64_t>(bound_->params[static_cast<std::size_t>(n.slot)]));
     case Op::load:
       return load(s);
-    case Op::trunc:
-      return Value::any();
+    case Op::trunc: {
+      const Real& x = real_operand(s, 0);
+      return x.nan ? Value::any()
+                   : Value::between(expr::saturating_trunc(x.low), expr::saturating_trunc(x.high));
+    }
     default:
       break;
   }
-  if (s.real) return {0, 1, 0, 1};
+  if (s.real) return compared(n.op, real_operand(s, 0), real_operand(s, 1));
   static const Value none{};
   return apply(n.op,
-               operand(0),
-               n.operand[1] >= 0 ? operand(1) : none,
-               n.operand[2] >= 0 ? operand(2) : none,
+               operand(s, 0),
+               n.operand[1] >= 0 ? operand(s, 1) : none,
+               n.operand[2] >= 0 ? operand(s, 2) : none,
                n.operand[0] == n.operand[1]);
+}
+
+Real AbstractMask::compute_real(const Step& s) const {
+  const expr::Node& n = s.node;
+  const auto point = [](double x) { return Real{x, x, std::isnan(x)}; };
+  switch (n.op) {
+    case Op::constant:
+      return point(n.real);
+    case Op::param:
+      return point(bound_->params[static_cast<std::size_t>(n.slot)]);
+    case Op::to_float:
+      return {
+          static_cast<double>(operand(s, 0).low), static_cast<double>(operand(s, 0).high), false};
+    case Op::select: {
+      const Value& c = operand(s, 0);
+      const Real &a = real_operand(s, 1), &b = real_operand(s, 2);
+      if (c.single()) return c.low ? a : b;
+      return {std::min(a.low, b.low), std::max(a.high, b.high), a.nan || b.nan};
+    }
+    case Op::load:
+    case Op::score:
+      return {};
+    default:
+      return apply(n.op, real_operand(s, 0), n.operand[1] >= 0 ? real_operand(s, 1) : Real{});
+  }
 }
 
 // The box of indices, widened to one range of the flattened array.

@@ -36,21 +36,31 @@ void map2(const T* a, const T* b, R* out, int width, F f) {
 std::int32_t wrapped(std::uint32_t x) { return static_cast<std::int32_t>(x); }
 std::uint32_t bits(std::int32_t x) { return static_cast<std::uint32_t>(x); }
 
+// Floats are compared as float32, as in the scalar reading.
+std::int32_t comparable(std::int32_t x) { return x; }
+float comparable(double x) { return static_cast<float>(x); }
+
 template <class T>
 void compare(Op op, const T* a, const T* b, std::int32_t* out, int width) {
   switch (op) {
     case Op::lt:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x < y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) < comparable(y)}; });
     case Op::le:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x <= y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) <= comparable(y)}; });
     case Op::gt:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x > y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) > comparable(y)}; });
     case Op::ge:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x >= y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) >= comparable(y)}; });
     case Op::eq:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x == y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) == comparable(y)}; });
     default:
-      return map2(a, b, out, width, [](T x, T y) { return std::int32_t{x != y}; });
+      return map2(
+          a, b, out, width, [](T x, T y) { return std::int32_t{comparable(x) != comparable(y)}; });
   }
 }
 
@@ -248,9 +258,9 @@ void RowEvaluator::run_real(const Step& s, int width) {
     case Op::div:
       return two([](double x, double y) { return x / y; });
     case Op::min:
-      return two([](double x, double y) { return std::fmin(x, y); });
+      return two([](double x, double y) { return x < y ? x : y; });  // a NaN gives y
     case Op::max:
-      return two([](double x, double y) { return std::fmax(x, y); });
+      return two([](double x, double y) { return x > y ? x : y; });
     case Op::abs:
       return one([](double x) { return std::fabs(x); });
     case Op::neg:
