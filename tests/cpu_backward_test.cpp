@@ -73,9 +73,12 @@ void expect_backward(const Case& c, bool with_dlse = false, const Context& conte
   run_cpu(p, context);
   // 16-bit O makes delta inexact for both alike; the oracle reads the same O.
   // With one key dQ and dK are differences that cancel: there is nothing to be relative to.
-  EXPECT_LE(relative_error(got.dq, want.dq, 0.1), 3e-5);
-  EXPECT_LE(relative_error(got.dk, want.dk, 0.1), 3e-5);
-  EXPECT_LE(relative_error(got.dv, want.dv), 3e-5);
+  // Dots of bf16 pairs round P, dS and a float32 dO to 8 bits.
+  const bool pairs = c.dtype == DType::bf16 && cpu::chosen_kernels().dots;
+  const double limit = pairs ? 1e-2 : 3e-5;
+  EXPECT_LE(relative_error(got.dq, want.dq, 0.1), limit);
+  EXPECT_LE(relative_error(got.dk, want.dk, 0.1), limit);
+  EXPECT_LE(relative_error(got.dv, want.dv), limit);
   if (p.spec.sink) {
     EXPECT_LE(relative_error(got.dsink, want.dsink), 3e-5);
   }
@@ -225,7 +228,7 @@ TEST_P(CpuBackward, ChunksOfKeysInEveryKindOfRows) {
   for (const RowKind rows : {RowKind::dense, RowKind::ragged})
     for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged}) {
       SCOPED_TRACE(testing::Message() << int(rows) << int(kv));
-      Case c{.batch = 3, .hq = 2, .hkv = 1, .nq = 70, .nk = 1100, .rows = rows, .kv = kv};
+      Case c{.batch = 3, .hq = 2, .hkv = 1, .nq = 20, .nk = 1100, .rows = rows, .kv = kv};
       c.lengths = true;
       c.options.mask = window(700, 0);
       c.options.align = Align::end;
@@ -248,9 +251,28 @@ TEST_P(CpuBackward, EveryKindOfRowsAndKeys) {
 }
 
 TEST_P(CpuBackward, SixteenBitInputs) {
+  for (const DType t : {DType::f16, DType::bf16})
+    for (const auto& [nq, nk] : {std::pair{45, 131}, {3, 5}})
+      for (const auto& [d, dv] : {std::pair{40, 24}, {7, 5}}) {
+        SCOPED_TRACE(testing::Message() << name_of(t) << nq << "x" << nk << " d" << d);
+        Case c{.dtype = t, .hq = 4, .hkv = 2, .nq = nq, .nk = nk, .d = d, .dv = dv};
+        expect_backward(c);
+        c.options.mask = window(50, 0);
+        c.options.align = Align::end;
+        c.options.score = softcap(5.0f);
+        c.options.dropout = 0.2;
+        c.options.out_dtype = DType::f32;
+        expect_backward(c, true);
+      }
+}
+
+TEST_P(CpuBackward, SixteenBitPagesOfOddLengths) {
   for (const DType t : {DType::f16, DType::bf16}) {
-    SCOPED_TRACE(name_of(t));
-    expect_backward({.dtype = t, .hq = 4, .hkv = 2, .nq = 70, .nk = 131, .d = 40, .dv = 24});
+    Case c{.dtype = t, .batch = 3, .nq = 61, .nk = 151, .kv = KvKind::paged, .page = 5};
+    c.lengths = true;
+    c.options.mask = causal();
+    c.options.align = Align::start;
+    expect_backward(c);
   }
 }
 

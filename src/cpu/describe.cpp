@@ -46,7 +46,7 @@ Explanation describe(const Setup& setup, const char* direction) {
   const char* names[] = {"fast", "reproducible", "invariant"};
   e.determinism = names[static_cast<int>(s.determinism)];
   if (setup.pairs)
-    e.notes.emplace_back("both products sum pairs of bf16 in float32; P is rounded to bf16");
+    e.notes.emplace_back("products sum pairs of bf16 in float32; P and dS are rounded to bf16");
   else if (s.dtype != DType::f32)
     e.notes.push_back(
         fmt::format("{} is converted to float32 a key block at a time", name_of(s.dtype)));

@@ -100,6 +100,21 @@ struct Products {
                      int vectors);
 };
 
+/// A tile of coefficients and the rows they are the coefficients of.
+struct Outer {
+  const float *p = nullptr, *x = nullptr;
+  int count = 0;  // rows of x
+};
+/// to[key][d] += sum over parts and i of p[key][i] * x[i][d], words; d is a multiple of lanes. A
+/// row of p has as many words as lanes, or pairs of lanes.
+using AccumulateKeys = void(const Outer* parts,
+                            int count,
+                            int rows,
+                            std::int64_t x_stride,
+                            int d,
+                            float* to,
+                            std::int64_t to_stride);
+
 /// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
 /// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
 struct Dots {
@@ -114,13 +129,14 @@ struct Dots {
                          int rows,
                          int columns,
                          float* to);
+  /// Rows of lanes, rounded, to rows of pairs of lanes.
+  void (*pair_lanes)(const float* p, int rows, float* to);
+  /// 16-bit rows to half as many rows of words that pair rows 2i and 2i + 1, filled with 0 up to
+  /// `to_stride` columns and, after an odd row, in the other half.
+  void (*pair_queries)(
+      const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride);
+  AccumulateKeys* accumulate_keys;
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
-};
-
-/// A tile of coefficients and the rows they are the coefficients of.
-struct Outer {
-  const float *p = nullptr, *x = nullptr;
-  int count = 0;  // rows of x
 };
 
 struct Kernels {
@@ -204,14 +220,7 @@ struct Kernels {
   void (*weights)(float* s, int rows, float c, const float* lse2);
   /// dp = p * (dp - delta), 0 where p is 0. `p` is the weight before dropout, `dp` after.
   void (*score_gradient)(const float* p, float* dp, int rows, const float* delta);
-  /// to[key][d] += sum over parts and i of p[key][i] * x[i][d]; d is a multiple of lanes.
-  void (*accumulate_keys)(const Outer* parts,
-                          int count,
-                          int rows,
-                          std::int64_t x_stride,
-                          int d,
-                          float* to,
-                          std::int64_t to_stride);
+  AccumulateKeys* accumulate_keys;
   /// to[row] += sum over the first `count` lanes, in lane order.
   void (*sum_lanes)(const float* p, int rows, int count, float* to);
   /// y = x * dy summed, in fixed order.

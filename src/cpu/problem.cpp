@@ -71,7 +71,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   const Precision& precision = spec.precision;
   const bool asked =
       !precision.follow && precision.qk == DType::bf16 && precision.pv == DType::bf16;
-  pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op == Operation::forward &&
+  pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op != Operation::merge &&
           (asked || (precision.follow && bf16_dot_pays()));
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
   // plan with an entry per head, and key_mass want one head in all lanes.

@@ -23,7 +23,8 @@ struct Setup {
 
   Setup(const Spec& spec, const Bounds& bounds, const Context& context);
   const Products& products() const { return pairs ? kernels->dots->bf16 : kernels->f32; }
-  int qk_words() const { return pairs ? (spec.dqk + 1) / 2 : spec.dqk; }
+  int words(int d) const { return pairs ? (d + 1) / 2 : d; }
+  int qk_words() const { return words(spec.dqk); }
   int subs() const { return tile / kernels->lanes; }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
   /// Rows of one packed or plain head that fill lanes.

@@ -13,6 +13,9 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   s = arena.take<float>(key_block * lanes);
   k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
   v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
+  k_sums = setup.pairs && setup.spec.op == Operation::backward
+               ? arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column)
+               : k_blocks;
   low = arena.take<std::int32_t>(all);
   high = arena.take<std::int32_t>(all);
   q = arena.take<std::int32_t>(all);
@@ -185,20 +188,35 @@ void ScoreTiles::each_run(const View& view, F&& pack) const {
   }
 }
 
-void ScoreTiles::load_keys() {
-  const View& k = run_.args.kv.k;
-  const int d = run_.spec.dqk;
-  each_run(k, [&](const KeyRun& run, int first, int n) {
+void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
+  each_run(view, [&](const KeyRun& run, int first, int n) {
     if (run_.setup.pairs)
-      kernels_.pack_block_words(run.data, run.stride, first, n, 2 * d, memory_.k_blocks);
+      kernels_.pack_block_words(run.data, run.stride, first, n, 2 * d, to);
     else
-      kernels_.pack_blocks(run.data, run.stride, k.dtype, first, n, d, memory_.k_blocks);
+      kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
   });
-  // The first product computes whole blocks of rows: those past the last key are 0.
-  for (int c = 0; c < run_.setup.qk_words(); c += block_edge)
-    std::fill_n(memory_.k_blocks + c / block_edge * block_column + rows_ * block_edge,
+  // Products compute whole blocks of rows: those past the last key are 0.
+  for (int c = 0; c < run_.setup.words(d); c += block_edge)
+    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
                 (whole_blocks(rows_) - rows_) * block_edge,
                 0.0f);
+}
+
+void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
+  each_run(view, [&](const KeyRun& run, int first, int n) {
+    if (run_.setup.pairs)
+      kernels_.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
+    else
+      kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
+  });
+  if (run_.setup.pairs && rows_ % 2 == 1) {  // a last key alone is paired with zeros
+    const std::int64_t zeros[max_dim / 4] = {};
+    kernels_.dots->pack_row_pairs(reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, to);
+  }
+}
+
+void ScoreTiles::load_keys() {
+  pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
@@ -206,20 +224,11 @@ void ScoreTiles::load_keys() {
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
-void ScoreTiles::load_values() {
-  const View& v = run_.args.kv.v;
-  const int d = run_.spec.dv;
-  each_run(v, [&](const KeyRun& run, int first, int n) {
-    if (run_.setup.pairs)
-      kernels_.dots->pack_row_pairs(run.data, run.stride, first, n, d, memory_.v_blocks);
-    else
-      kernels_.pack_blocks(run.data, run.stride, v.dtype, first, n, d, memory_.v_blocks);
-  });
-  if (run_.setup.pairs && rows_ % 2 == 1) {  // a last key alone is paired with zeros
-    const std::int64_t zeros[max_dim / 4] = {};
-    kernels_.dots->pack_row_pairs(
-        reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, memory_.v_blocks);
-  }
+void ScoreTiles::load_values() { pack_by_rows(run_.args.kv.v, run_.spec.dv, memory_.v_blocks); }
+
+void ScoreTiles::load_gradient() {
+  pack_by_columns(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
+  if (run_.setup.pairs) pack_by_rows(run_.args.kv.k, run_.spec.dqk, memory_.k_sums);
 }
 
 void ScoreTiles::prefetch(int sub) const {

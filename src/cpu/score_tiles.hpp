@@ -31,6 +31,7 @@ class ScoreTiles {
   struct Memory {
     Memory(Arena& arena, const Setup& setup);
     float *q_t, *s, *k_blocks, *v_blocks;
+    float* k_sums;  // K as dQ sums it: pairs of keys, or the same blocks
     std::int32_t *low, *high, *q, *head;
     Edges* edges;
     PlanRuns* runs;
@@ -48,8 +49,9 @@ class ScoreTiles {
   /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
   /// are visited in ascending order.
   bool visit(std::int64_t j0);
-  void load_keys();  // of the visited block
-  void load_values();
+  void load_keys();      // of the visited block
+  void load_values();    // as O sums them
+  void load_gradient();  // V as dP sums it and K as dQ does
   /// Asks for a sub-block's share of the next block of keys and values, which the memory then
   /// brings while this one is computed.
   void prefetch(int sub) const;
@@ -73,7 +75,7 @@ class ScoreTiles {
   }
   std::int64_t key() const { return j0_; }
   int key_rows() const { return rows_; }
-  const float* keys() const { return memory_.k_blocks; }  // in blocks
+  const float* keys() const { return memory_.k_sums; }  // after load_gradient, in blocks
   const float* values() const { return memory_.v_blocks; }
   const Sequence& sequence() const { return sequence_; }
   std::int64_t batch() const { return b_; }
@@ -90,6 +92,8 @@ class ScoreTiles {
  private:
   template <class F>
   void each_run(const View& view, F&& pack) const;
+  void pack_by_columns(const View& view, int d, float* to) const;  // pairs along d
+  void pack_by_rows(const View& view, int d, float* to) const;     // pairs along the keys
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.

@@ -19,11 +19,14 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   const std::int64_t lanes = setup.kernels->lanes, all = lanes * setup.subs();
   const std::int64_t tile = lanes * key_block;
   const std::int64_t dqk = padded(setup, setup.spec.dqk), dv_columns = padded(setup, setup.spec.dv);
-  do_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
+  do_t = arena.take<float>(all * whole_blocks(setup.words(setup.spec.dv)));
   q_rows = arena.take<float>(all * dqk);
   do_rows = arena.take<float>(all * dv_columns);
   p = arena.take<float>(waiting_lanes * key_block);
   ds = arena.take<float>(waiting_lanes * key_block);
+  p_pairs = arena.take<float>(setup.pairs ? waiting_lanes / 2 * key_block : 0);
+  ds_pairs = arena.take<float>(setup.pairs ? waiting_lanes / 2 * key_block : 0);
+  rounded = arena.take<std::byte>(setup.pairs ? lanes * setup.spec.dv * 2 : 0);
   dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   dq_part = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   raw = arena.take<float>(tile);
@@ -77,36 +80,45 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
   const Spec& spec = run_.spec;
   const View &q = run_.args.q.data, &dout = run_.args.dout.data;
   const std::int64_t lanes = kernels_.lanes;
+  const bool pairs = run_.setup.pairs;
   for (int sub = 0; sub < tiles.subs(); ++sub) {
-    const std::byte* rows[max_lanes];
+    const std::byte *q_rows[max_lanes], *rows[max_lanes];
     const int live = tiles.lanes_of(sub);
     for (int lane = 0; lane < lanes; ++lane) {
       const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
-      memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: nobody reads what they become
+      memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: what they become meets zeros
       if (lane >= live) continue;
+      q_rows[lane] = row_address(spec, q, s, b, head, token);
       rows[lane] = row_address(spec, dout, s, b, head, token);
       memory_.lse2[at] = *row_scalar(spec, lse2_, s, b, head, token);
       memory_.delta[at] = *row_scalar(spec, delta_, s, b, head, token);
-      if (!want_dkv) continue;
-      kernels_.copy_rows(row_address(spec, q, s, b, head, token),
-                         0,
-                         q.dtype,
-                         1,
-                         spec.dqk,
-                         memory_.q_rows + at * dqk_,
-                         dqk_,
-                         static_cast<int>(dqk_));
-      kernels_.copy_rows(rows[lane],
-                         0,
-                         dout.dtype,
-                         1,
-                         spec.dv,
-                         memory_.do_rows + at * dv_,
-                         dv_,
-                         static_cast<int>(dv_));
+      if (pairs && dout.dtype != DType::bf16) {  // operands of the dot are rounded
+        float wide[max_dim];
+        std::byte* to = memory_.rounded + lane * spec.dv * 2;
+        kernels_.copy_rows(rows[lane], 0, dout.dtype, 1, spec.dv, wide, spec.dv, spec.dv);
+        kernels_.store_row(wide, 1.0f, DType::bf16, spec.dv, to, false);
+        rows[lane] = to;
+      }
     }
-    kernels_.pack(
-        rows, live, dout.dtype, spec.dv, 1.0f, memory_.do_t + sub * lanes * whole_blocks(spec.dv));
+    float* do_t = memory_.do_t + sub * lanes * whole_blocks(run_.setup.words(spec.dv));
+    if (pairs)
+      kernels_.pack_words(rows, live, 2 * spec.dv, do_t);
+    else
+      kernels_.pack(rows, live, dout.dtype, spec.dv, 1.0f, do_t);
+    const auto keep = [&](const std::byte* const* from, DType dtype, int d, float* to) {
+      const std::int64_t columns = padded(run_.setup, d);
+      to += sub * lanes * columns;
+      if (pairs)
+        kernels_.dots->pair_queries(from, live, d, to, columns);
+      else
+        for (int lane = 0; lane < live; ++lane)
+          kernels_.copy_rows(
+              from[lane], 0, dtype, 1, d, to + lane * columns, columns, static_cast<int>(columns));
+    };
+    if (want_dkv) {
+      keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);
+      keep(rows, dout.dtype, spec.dv, memory_.do_rows);
+    }
     const FlatCode& code = run_.setup.gradient;
     if (!code.used) continue;
     const Environment env = tiles.environment(sub, run_.score);
@@ -121,7 +133,7 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
 
 void Sweep::load_keys(ScoreTiles& tiles) {
   tiles.load_keys();
-  tiles.load_values();
+  tiles.load_gradient();
   const FlatCode& code = run_.setup.gradient;
   if (code.used)
     code.run(kernels_,
@@ -141,32 +153,42 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
   float* p = tiles.scores(sub, run_.setup.gradient.used ? memory_.raw : nullptr);
   float* ds = memory_.ds + slot * tile + range.begin * lanes;
   kernels_.weights(p, rows, run_.factor, memory_.lse2 + sub * lanes);
-  kernels_.f32.scores(tiles.values(),
-                      range.begin,
-                      rows,
-                      spec.dv,
-                      memory_.do_t + sub * lanes * whole_blocks(spec.dv),
-                      1.0f,
-                      ds,
-                      tiles.vectors(sub));
+  const Setup& setup = run_.setup;
+  setup.products().scores(tiles.values(),
+                          range.begin,
+                          rows,
+                          setup.words(spec.dv),
+                          memory_.do_t + sub * lanes * whole_blocks(setup.words(spec.dv)),
+                          1.0f,
+                          ds,
+                          tiles.vectors(sub));
   if (spec.dropout) tiles.drop(sub, ds);
   kernels_.score_gradient(p, ds, rows, memory_.delta + sub * lanes);
-  if (run_.setup.gradient.used) apply_gradient(tiles, sub, slot);
+  if (setup.gradient.used) apply_gradient(tiles, sub, slot);
   if (spec.dropout && want_dkv) tiles.drop(sub, p);
+  int first = range.begin, sums = rows;
+  if (setup.pairs) {
+    const std::int64_t at = (slot * key_block + range.begin) * lanes / 2;
+    if (want_dkv) kernels_.dots->pair_lanes(p, rows, memory_.p_pairs + at);
+    if (want_dkv) kernels_.dots->pair_lanes(ds, rows, memory_.ds_pairs + at);
+    kernels_.dots->pair_rows(ds, rows, tiles.vectors(sub));
+    first /= 2;
+    sums = (rows + 1) / 2;
+  }
   if (!want_dq) return;
   alignas(64) static constexpr auto ones = [] {
     std::array<float, max_lanes> a{};
     a.fill(1.0f);
     return a;
   }();
-  kernels_.f32.accumulate(tiles.keys(),
-                          range.begin,
-                          rows,
-                          spec.dqk,
-                          ds,
-                          ones.data(),
-                          memory_.dq_part + sub * lanes * whole_blocks(spec.dqk),
-                          tiles.vectors(sub));
+  setup.products().accumulate(tiles.keys(),
+                              first,
+                              sums,
+                              spec.dqk,
+                              ds,
+                              ones.data(),
+                              memory_.dq_part + sub * lanes * whole_blocks(spec.dqk),
+                              tiles.vectors(sub));
 }
 
 void Sweep::apply_gradient(ScoreTiles& tiles, int sub, int slot) {
@@ -186,7 +208,10 @@ void Sweep::apply_gradient(ScoreTiles& tiles, int sub, int slot) {
 /// dK and dV of the key block from the tiles that wait. Their ranges of rows may differ: rows
 /// between two edges take the same tiles.
 void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub, std::int64_t k0) {
-  const std::int64_t lanes = kernels_.lanes;
+  const bool pairs = run_.setup.pairs;
+  const std::int64_t lanes = kernels_.lanes, words = pairs ? lanes / 2 : lanes;
+  const float *p = pairs ? memory_.p_pairs : memory_.p, *ds = pairs ? memory_.ds_pairs : memory_.ds;
+  const auto accumulate = pairs ? kernels_.dots->accumulate_keys : kernels_.accumulate_keys;
   for (int begin = 0; begin < key_block;) {
     Outer of_v[waiting_lanes / 4], of_k[waiting_lanes / 4];
     int count = 0, end = key_block;
@@ -198,20 +223,21 @@ void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub,
         continue;
       }
       end = std::min(end, range.end);
-      const std::int64_t at = (std::int64_t{sub - first_sub} * key_block + begin) * lanes;
-      of_v[count] = {memory_.p + at, memory_.do_rows + sub * lanes * dv_, tiles.lanes_of(sub)};
-      of_k[count] = {memory_.ds + at, memory_.q_rows + sub * lanes * dqk_, tiles.lanes_of(sub)};
+      const std::int64_t at = (std::int64_t{sub - first_sub} * key_block + begin) * words;
+      const int queries = run_.setup.words(tiles.lanes_of(sub));
+      of_v[count] = {p + at, memory_.do_rows + sub * lanes * dv_, queries};
+      of_k[count] = {ds + at, memory_.q_rows + sub * lanes * dqk_, queries};
       ++count;
     }
     const std::int64_t row = tiles.key() + begin - k0;
     const auto add = [&](const Outer* parts, std::int64_t columns, float* to) {
-      kernels_.accumulate_keys(parts,
-                               count,
-                               end - begin,
-                               columns,
-                               static_cast<int>(columns),
-                               to + row * columns,
-                               columns);
+      accumulate(parts,
+                 count,
+                 end - begin,
+                 columns,
+                 static_cast<int>(columns),
+                 to + row * columns,
+                 columns);
     };
     if (count > 0 && run_.spec.want_dv) add(of_v, dv_, memory_.dv);
     if (count > 0 && run_.spec.want_dk) add(of_k, dqk_, memory_.dk);

@@ -23,8 +23,10 @@ struct SweepMemory {
   ScoreTiles::Memory tiles;
   WorkerFiles files;  // of the gradient program
   float *do_t, *q_rows, *do_rows;
-  float *p, *ds;          // [waiting_lanes / lanes][key_block][lanes]
-  float *dq_t, *dq_part;  // [column][lanes] of each sub-block: of all keys, of a chunk
+  float *p, *ds;              // [waiting_lanes / lanes][key_block][lanes]
+  float *p_pairs, *ds_pairs;  // the same in pairs of lanes
+  std::byte* rounded;         // dO of a sub-block in bf16
+  float *dq_t, *dq_part;      // [column][lanes] of each sub-block: of all keys, of a chunk
   float *raw, *lse2, *delta;
   float *dk, *dv;  // [keys][padded]
 };

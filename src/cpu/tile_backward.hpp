@@ -24,11 +24,12 @@ static void score_gradient_tile(const float* p, float* dp, int rows, const float
   }
 }
 
-// dK and dV: sums over queries, MR keys by NV vectors of d in registers. The queries of all parts
+// dK and dV: sums over queries, MR keys by NV vectors of d in registers; PS words
+// lie between the coefficients of two keys. The queries of all parts
 // are added in ascending order, then what was there.
 constexpr int wide = W == 16 ? 4 : 2;  // vectors: 24 of 32 or 12 of 16 registers hold sums
 
-template <int MR, int NV>
+template <class Dot, int PS, int MR, int NV>
 static __attribute__((noinline)) void accumulate_keys_of(const Outer* parts,
                                                          int count,
                                                          std::int64_t first,
@@ -46,8 +47,8 @@ static __attribute__((noinline)) void accumulate_keys_of(const Outer* parts,
       vf row[NV];
       for (int v = 0; v < NV; ++v) row[v] = load(x + v * W);
       for (int r = 0; r < MR; ++r) {
-        const vf b = set1(p[r * lanes + i]);
-        for (int v = 0; v < NV; ++v) acc[r][v] = fma(b, row[v], acc[r][v]);
+        const vf b = set1(p[r * PS + i]);
+        for (int v = 0; v < NV; ++v) acc[r][v] = Dot::step(acc[r][v], b, row[v]);
       }
       x += x_stride;
     };
@@ -67,7 +68,7 @@ static __attribute__((noinline)) void accumulate_keys_of(const Outer* parts,
     }
 }
 
-template <int NV>
+template <class Dot, int PS, int NV>
 static void accumulate_keys_rows(const Outer* parts,
                                  int count,
                                  int rows,
@@ -75,19 +76,20 @@ static void accumulate_keys_rows(const Outer* parts,
                                  std::int64_t x_stride,
                                  float* to,
                                  std::int64_t to_stride) {
-  static constexpr decltype(&accumulate_keys_of<1, NV>) of[] = {accumulate_keys_of<1, NV>,
-                                                                accumulate_keys_of<2, NV>,
-                                                                accumulate_keys_of<3, NV>,
-                                                                accumulate_keys_of<4, NV>,
-                                                                accumulate_keys_of<5, NV>,
-                                                                accumulate_keys_of<6, NV>};
+  static constexpr decltype(&accumulate_keys_of<Dot, PS, 1, NV>) of[] = {
+      accumulate_keys_of<Dot, PS, 1, NV>,
+      accumulate_keys_of<Dot, PS, 2, NV>,
+      accumulate_keys_of<Dot, PS, 3, NV>,
+      accumulate_keys_of<Dot, PS, 4, NV>,
+      accumulate_keys_of<Dot, PS, 5, NV>,
+      accumulate_keys_of<Dot, PS, 6, NV>};
   // Tiles as equal as can be: a rest of one row would start too few sums to keep the FMAs busy.
   int tiles = (rows + 5) / 6;
   for (int r = 0; tiles > 0; --tiles) {
     const int n = (rows - r + tiles - 1) / tiles;
     of[n - 1](parts,
               count,
-              std::int64_t{r} * lanes,
+              std::int64_t{r} * PS,
               column,
               x_stride,
               to + r * to_stride + column,
@@ -97,6 +99,7 @@ static void accumulate_keys_rows(const Outer* parts,
 }
 
 /// Columns outside: the slab of x stays in the first cache while all rows pass.
+template <class Dot, int PS>
 static void accumulate_keys_tile(const Outer* parts,
                                  int count,
                                  int rows,
@@ -106,8 +109,9 @@ static void accumulate_keys_tile(const Outer* parts,
                                  std::int64_t to_stride) {
   int c = 0;
   for (; c + wide * W <= d; c += wide * W)
-    accumulate_keys_rows<wide>(parts, count, rows, c, x_stride, to, to_stride);
-  for (; c < d; c += 2 * W) accumulate_keys_rows<2>(parts, count, rows, c, x_stride, to, to_stride);
+    accumulate_keys_rows<Dot, PS, wide>(parts, count, rows, c, x_stride, to, to_stride);
+  for (; c < d; c += 2 * W)
+    accumulate_keys_rows<Dot, PS, 2>(parts, count, rows, c, x_stride, to, to_stride);
 }
 
 static void sum_lanes_tile(const float* p, int rows, int count, float* to) {

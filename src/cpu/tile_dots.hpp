@@ -61,6 +61,32 @@ static void pack_row_pairs_tile(const std::byte* from,
   }
 }
 
+static void pair_lanes_tile(const float* p, int rows, float* to) {
+  for (int r = 0; r < rows; ++r, p += lanes, to += W)
+    store(to, __builtin_bit_cast(vf, _mm512_cvtne2ps_pbh(load(p + W), load(p))));
+}
+
+static void pair_queries_tile(
+    const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride) {
+  alignas(32) static constexpr std::uint16_t none[W] = {};
+  for (int r = 0; r < count; r += 2, to += to_stride)
+    for (int c = 0; c < to_stride; c += W) {
+      const auto half = [&](int row) {  // 16 columns, each in a word of its own
+        alignas(32) std::uint16_t part[W] = {};
+        const void* at = none;
+        if (row < count && c < columns) {
+          at = rows[row] + 2 * c;
+          if (columns - c < W) {
+            __builtin_memcpy(part, at, static_cast<std::size_t>(columns - c) * 2);
+            at = part;
+          }
+        }
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+      };
+      store(to + c, as_f(ori(half(r), _mm512_slli_epi32(half(r + 1), 16))));
+    }
+}
+
 static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
   constexpr int chains = 16;
   vf acc[chains];
@@ -83,5 +109,8 @@ static const Dots dots = {
     {scores_tile<PairDot>, accumulate_tile<PairDot>},
     pair_rows_tile,
     pack_row_pairs_tile,
+    pair_lanes_tile,
+    pair_queries_tile,
+    accumulate_keys_tile<PairDot, W>,
     pair_rounds,
 };

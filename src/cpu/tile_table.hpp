@@ -25,7 +25,7 @@ const Kernels kernels = {
     multiply_by_register,
     weights_tile,
     score_gradient_tile,
-    accumulate_keys_tile,
+    accumulate_keys_tile<FloatDot, lanes>,
     sum_lanes_tile,
     dot_row,
     exp2_array,
