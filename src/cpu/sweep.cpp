@@ -66,8 +66,10 @@ void Sweep::run(const Sequence& s,
       load_keys(tiles);
       for (int first = 0; first < tiles.subs(); first += at_once) {
         const int end = std::min(tiles.subs(), first + at_once);
-        for (int sub = first; sub < end; ++sub)
+        for (int sub = first; sub < end; ++sub) {
+          tiles.prefetch(sub);
           if (!tiles.range(sub).empty()) step(tiles, sub, sub - first);
+        }
         if (want_dkv) accumulate_keys(tiles, first, end, k0);
       }
     }
