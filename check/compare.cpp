@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace undivided::check {
 namespace {
@@ -101,7 +102,7 @@ Comparison compare(const Reading& result,
   c.relative_l1 = d.relative_l1;
 
   Distance twin;
-  double floor = 0;
+  double floor = std::numeric_limits<float>::min();  // no result holds less in full
   for (const Reading& t : twins) {
     if (t.values.size() != oracle.values.size()) continue;
     const Distance one = distance(t.values, oracle.values);
