@@ -30,12 +30,13 @@ struct Command {
 Command add_attend(CLI::App& main);
 Command add_bench(CLI::App& main);
 Command add_check(CLI::App& main);
+Command add_convert(CLI::App& main);  // where undivided::nn is built
 Command add_demo(CLI::App& main);
 Command add_explain(CLI::App& main);
 Command add_info(CLI::App& main);
 Command add_mask(CLI::App& main);
 Command add_precompile(CLI::App& main);
-Command add_train(CLI::App& main);      // where undivided::nn is built
+Command add_train(CLI::App& main);      // likewise
 Command add_translate(CLI::App& main);  // likewise
 
 /// A request that cannot be honoured: exit code 2.

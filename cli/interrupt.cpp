@@ -22,7 +22,7 @@ Unfinished& unfinished() {
   return *all;
 }
 
-// Outputs are written beside their place as NAME.<process>-<number>.tmp.
+// Outputs are written beside their place as NAME.<process>-<number>.tmp, files or folders.
 void remove_unfinished() {
   namespace fs = std::filesystem;
   const std::lock_guard lock(unfinished().mutex);
@@ -31,7 +31,7 @@ void remove_unfinished() {
     const std::string prefix = fmt::format("{}.{}-", output.filename().string(), ::getpid());
     const fs::path folder = output.has_parent_path() ? output.parent_path() : fs::path(".");
     for (const auto& entry : fs::directory_iterator(folder, ignored))
-      if (entry.path().filename().string().starts_with(prefix)) fs::remove(entry.path(), ignored);
+      if (entry.path().filename().string().starts_with(prefix)) fs::remove_all(entry.path(), ignored);
   }
 }
 

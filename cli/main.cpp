@@ -80,6 +80,7 @@ int run(int argc, char** argv) {
 #ifdef UNDIVIDED_WITH_NN
       add_train(main),
       add_translate(main),
+      add_convert(main),
 #endif
   };
   const bool json = std::any_of(

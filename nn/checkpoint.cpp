@@ -9,6 +9,7 @@
 #include "nn/blas.hpp"
 #include "undivided/error.hpp"
 #include "undivided/nn/optimize.hpp"
+#include "undivided/nn/transformer.hpp"
 
 namespace undivided::nn {
 namespace {
@@ -74,6 +75,27 @@ std::map<std::string, std::string> load_parameters(const std::string& path,
 std::map<std::string, std::string> read_metadata(const std::string& path) {
   return Safetensors::open(path).metadata();
 }
+
+template <class T>
+void adopt_heads(Seq2SeqTransformer<T>& model, const std::string& path) {
+  const Safetensors file = Safetensors::open(path);
+  const auto adopt = [&](MultiHeadAttention<T>& attention, const std::string& prefix) {
+    AttentionOptions o = attention.options();
+    o.kv_heads = o.heads;
+    for (const auto& e : file.entries())
+      if (e.name == prefix + ".k_proj.weight" && !e.shape.empty())
+        o.kv_heads = std::max<std::int64_t>(1, e.shape[0] / o.head_dim);
+    attention = MultiHeadAttention<T>(o);
+  };
+  for (std::size_t i = 0; i < model.encoder.size(); ++i)
+    adopt(model.encoder[i].self_attn, fmt::format("encoder.layers.{}.self_attn", i));
+  for (std::size_t i = 0; i < model.decoder.size(); ++i) {
+    adopt(model.decoder[i].self_attn, fmt::format("decoder.layers.{}.self_attn", i));
+    adopt(model.decoder[i].multihead_attn, fmt::format("decoder.layers.{}.multihead_attn", i));
+  }
+}
+template void adopt_heads(Seq2SeqTransformer<float>&, const std::string&);
+template void adopt_heads(Seq2SeqTransformer<double>&, const std::string&);
 
 void average_files(const std::vector<std::string>& paths, const std::string& out) {
   require(!paths.empty(), "there is no file to average");

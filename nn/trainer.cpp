@@ -39,6 +39,59 @@ std::string text_of(const TrainOptions& o) {
 
 }  // namespace
 
+Lesson lesson_of(const Task& task, const std::vector<Pair>& pairs) {
+  std::vector<std::vector<std::int32_t>> sources, inputs, outputs;
+  for (const Pair& pair : pairs) {
+    sources.push_back(task.encode(pair.source));
+    outputs.push_back(task.encode(pair.target));
+    inputs.push_back(outputs.back());
+    inputs.back().insert(inputs.back().begin(), 1);
+    outputs.back().push_back(2);
+  }
+  Lesson lesson{batch_of(sources), batch_of(inputs), batch_of(outputs).ids};
+  std::replace(lesson.targets.begin(), lesson.targets.end(), 0, -1);
+  return lesson;
+}
+
+std::vector<Pair> training_pairs(const Task& task,
+                                 std::uint64_t seed,
+                                 std::uint64_t step,
+                                 std::uint64_t batch) {
+  std::vector<Pair> pairs;
+  for (std::uint64_t i = step * batch; i < (step + 1) * batch; ++i) {
+    // A fixed pool is met in a new order each time round: numbers of pairs are hashed.
+    Pass order;
+    order.seed = seed ^ i * 0x2545F4914F6CDD1Du;
+    pairs.push_back(task.training(seed, order.next_seed() >> 1));
+  }
+  return pairs;
+}
+
+double exact_share(const Seq2SeqTransformer<float>& model,
+                   const Task& task,
+                   std::int64_t count,
+                   const Context& context) {
+  require(count > 0, "at least one held-out pair is needed");
+  std::int64_t right = 0;
+  for (std::int64_t from = 0; from < count; from += 100) {
+    std::vector<std::vector<std::int32_t>> sources;
+    std::vector<std::string> wanted;
+    for (std::int64_t i = from; i < std::min(count, from + 100); ++i) {
+      const Pair pair = task.test(static_cast<std::uint64_t>(i));
+      sources.push_back(task.encode(pair.source));
+      wanted.push_back(pair.target);
+    }
+    Pass pass;
+    pass.context = context;
+    SearchOptions search;
+    search.most_tokens = 20;  // longer than any answer
+    const auto found = greedy_search(model, batch_of(sources), search, pass);
+    for (std::size_t i = 0; i < found.size(); ++i)
+      right += found[i].finished && task.decode(found[i].ids) == wanted[i];
+  }
+  return static_cast<double>(right) / static_cast<double>(count);
+}
+
 TrainOptions filled(TrainOptions o) {
   const bool reverse = make_task(o.task)->name() == "reverse";
   if (o.steps <= 0) o.steps = reverse ? 600 : 1200;
@@ -77,31 +130,18 @@ void Trainer::save(const std::string& checkpoint) const {
 }
 
 double Trainer::step() {
-  const std::uint64_t batch = static_cast<std::uint64_t>(options_.batch);
-  const std::uint64_t from = static_cast<std::uint64_t>(adam_.steps) * batch;
-  std::vector<std::vector<std::int32_t>> sources, inputs, outputs;
-  for (std::uint64_t i = 0; i < batch; ++i) {
-    // A fixed pool is met in a new order each time round: step numbers are hashed.
-    Pass order;
-    order.seed = options_.seed ^ (from + i) * 0x2545F4914F6CDD1Du;
-    const Pair pair = task_->training(options_.seed, order.next_seed() >> 1);
-    sources.push_back(task_->encode(pair.source));
-    outputs.push_back(task_->encode(pair.target));
-    inputs.push_back(outputs.back());
-    inputs.back().insert(inputs.back().begin(), 1);
-    outputs.back().push_back(2);
-  }
-  const Tokens source = batch_of(sources), input = batch_of(inputs);
-  std::vector<std::int32_t> targets = batch_of(outputs).ids;
-  std::replace(targets.begin(), targets.end(), 0, -1);
-
+  const Lesson lesson = lesson_of(*task_,
+                                  training_pairs(*task_,
+                                                 options_.seed,
+                                                 static_cast<std::uint64_t>(adam_.steps),
+                                                 static_cast<std::uint64_t>(options_.batch)));
   Pass pass;
   pass.context = context_;
   pass.training = true;
   pass.seed = options_.seed * 7919 + static_cast<std::uint64_t>(adam_.steps);
   Seq2SeqTransformer<float>::Saved saved;
-  const Matrix<float> logits = model_.forward(source, input, pass, &saved);
-  const Loss<float> loss = cross_entropy(logits, targets, options_.smoothing);
+  const Matrix<float> logits = model_.forward(lesson.source, lesson.input, pass, &saved);
+  const Loss<float> loss = cross_entropy(logits, lesson.targets, options_.smoothing);
   if (!std::isfinite(loss.mean))
     throw Error(Code::driver,
                 Stage::run,
@@ -125,43 +165,26 @@ void Trainer::use_average() { average_.assign_to(adam_.parameters()); }
 void Trainer::save_model(const std::string& path) {
   save_parameters(path,
                   model_.parameters(),
-                  {{"task", options_.task}, {"kv_heads", std::to_string(options_.kv_heads)}});
+                  {{"task", options_.task},
+                   {"heads", std::to_string(model_.options().heads)},
+                   {"kv_heads", std::to_string(options_.kv_heads)}});
 }
 
 double Trainer::exact(std::int64_t count) const {
-  require(count > 0, "at least one held-out pair is needed");
-  std::int64_t right = 0;
-  for (std::int64_t from = 0; from < count; from += 100) {
-    std::vector<std::vector<std::int32_t>> sources;
-    std::vector<std::string> wanted;
-    for (std::int64_t i = from; i < std::min(count, from + 100); ++i) {
-      const Pair pair = task_->test(static_cast<std::uint64_t>(i));
-      sources.push_back(task_->encode(pair.source));
-      wanted.push_back(pair.target);
-    }
-    Pass pass;
-    pass.context = context_;
-    SearchOptions search;
-    search.most_tokens = 20;  // longer than any answer
-    const auto found = greedy_search(model_, batch_of(sources), search, pass);
-    for (std::size_t i = 0; i < found.size(); ++i)
-      right += found[i].finished && task_->decode(found[i].ids) == wanted[i];
-  }
-  return static_cast<double>(right) / static_cast<double>(count);
+  return exact_share(model_, *task_, count, context_);
 }
 
 Translator::Translator(const std::string& path, const Context& context)
     : metadata_(read_metadata(path)), context_(context) {
-  const auto task = metadata_.find("task"), heads = metadata_.find("kv_heads");
-  if (task == metadata_.end() || heads == metadata_.end() || heads->second.size() != 1 ||
-      heads->second[0] < '0' || heads->second[0] > '9')
+  const auto task = metadata_.find("task");
+  if (task == metadata_.end())
     throw Error(
         Code::io, Stage::parse, path + " is no model that training wrote: no task is named in it");
   TrainOptions options;
   options.task = task->second;
-  options.kv_heads = heads->second[0] - '0';
   task_ = make_task(options.task);
   model_ = std::make_unique<Seq2SeqTransformer<float>>(model_of(options));
+  adopt_heads(*model_, path);  // convert may have changed them
   load_parameters(path, model_->parameters());
 }
 

@@ -188,33 +188,44 @@ std::vector<std::pair<std::string, Tensor>> read_safetensors(const std::string& 
   return result;
 }
 
+void Safetensors::copy(const Entry& entry, AtomicFile& to) const {
+  std::vector<char> piece(1 << 20);
+  for (std::uint64_t at = entry.begin; at < entry.end; at += piece.size()) {
+    const std::uint64_t n = std::min<std::uint64_t>(piece.size(), entry.end - at);
+    source_.read(data_at_ + at, piece.data(), n);
+    to.write(piece.data(), n);
+  }
+}
+
 void write_safetensors(AtomicFile& file,
-                       const std::vector<std::pair<std::string, View>>& tensors,
+                       std::vector<SafetensorsItem> items,
                        const std::map<std::string, std::string>& metadata) {
   // Wide elements first keeps every tensor aligned to its element.
-  auto ordered = tensors;
-  std::sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
-    const std::size_t wide_a = size_of(a.second.dtype), wide_b = size_of(b.second.dtype);
-    return wide_a != wide_b ? wide_a > wide_b : a.first < b.first;
+  const auto width = [](const SafetensorsItem& item) {
+    std::uint64_t count = 1;
+    for (const std::int64_t n : item.shape) count *= static_cast<std::uint64_t>(n);
+    return count > 0 ? item.bytes / count : 1;
+  };
+  std::sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
+    const std::uint64_t wide_a = width(a), wide_b = width(b);
+    return wide_a != wide_b ? wide_a > wide_b : a.name < b.name;
   });
   json header = json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::uint64_t at = 0;
-  for (const auto& [name, view] : ordered) {
-    if (name.empty() || name == "__metadata__" || header.contains(name))
+  for (const SafetensorsItem& item : items) {
+    if (item.name.empty() || item.name == "__metadata__" || header.contains(item.name))
       throw Error(Code::invalid_argument,
                   Stage::resolve,
                   fmt::format("{}: '{}' cannot name a tensor here: names are not empty, not "
                               "__metadata__ and not repeated",
                               file.path(),
-                              name));
-    const std::uint64_t end = at + static_cast<std::uint64_t>(view.count()) * size_of(view.dtype);
-    json& e = header[name];
-    e["dtype"] = name_in_file(view.dtype);
-    e["shape"] = json::array();
-    for (int i = 0; i < view.rank; ++i) e["shape"].push_back(view.size(i));
-    e["data_offsets"] = {at, end};
-    at = end;
+                              item.name));
+    json& e = header[item.name];
+    e["dtype"] = item.dtype;
+    e["shape"] = item.shape;
+    e["data_offsets"] = {at, at + item.bytes};
+    at += item.bytes;
   }
   std::string text = header.dump(-1, ' ', false, json::error_handler_t::replace);
   while (text.size() % 8 != 0) text += ' ';
@@ -222,7 +233,22 @@ void write_safetensors(AtomicFile& file,
   for (int i = 0; i < 8; ++i) length[i] = static_cast<unsigned char>(text.size() >> (8 * i));
   file.write(length, sizeof length);
   file.write(text);
-  for (const auto& [name, view] : ordered) write_elements(file, view);
+  for (const SafetensorsItem& item : items) item.write(file);
+}
+
+void write_safetensors(AtomicFile& file,
+                       const std::vector<std::pair<std::string, View>>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<SafetensorsItem> items;
+  for (const auto& named : tensors) {
+    const View& v = named.second;
+    items.push_back({named.first,
+                     name_in_file(v.dtype),
+                     {v.shape.begin(), v.shape.begin() + v.rank},
+                     static_cast<std::uint64_t>(v.count()) * size_of(v.dtype),
+                     [&v](AtomicFile& to) { write_elements(to, v); }});
+  }
+  write_safetensors(file, std::move(items), metadata);
 }
 
 void write_safetensors(const std::string& path,

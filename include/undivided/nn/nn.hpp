@@ -3,6 +3,7 @@
 #pragma once
 
 #include "undivided/nn/attention.hpp"
+#include "undivided/nn/convert.hpp"
 #include "undivided/nn/layers.hpp"
 #include "undivided/nn/matrix.hpp"
 #include "undivided/nn/optimize.hpp"

@@ -38,6 +38,23 @@ const std::vector<std::string>& task_names();
 /// Pads to the longest.
 Tokens batch_of(const std::vector<std::vector<std::int32_t>>& sequences);
 
+/// Teacher forcing: inputs begin with id 1, targets end with id 2 and are -1 at padding.
+struct Lesson {
+  Tokens source, input;
+  std::vector<std::int32_t> targets;
+};
+Lesson lesson_of(const Task& task, const std::vector<Pair>& pairs);
+/// The training pairs of one step: they follow from the seed and the step alone.
+std::vector<Pair> training_pairs(const Task& task,
+                                 std::uint64_t seed,
+                                 std::uint64_t step,
+                                 std::uint64_t batch);
+/// Share of `count` held-out pairs that greedy search gets exactly right.
+double exact_share(const Seq2SeqTransformer<float>& model,
+                   const Task& task,
+                   std::int64_t count = 500,
+                   const Context& context = {});
+
 struct TrainOptions {
   std::string task = "reverse";
   std::int64_t steps = 0;  ///< 0: as the task wants

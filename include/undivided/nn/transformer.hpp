@@ -196,6 +196,11 @@ class Seq2SeqTransformer {
   TransformerOptions options_;
 };
 
+/// Gives each attention of a model the KV heads it has in a parameter file, so that the file loads.
+/// Raises Error{resolve} if that number does not divide the query heads.
+template <class T>
+void adopt_heads(Seq2SeqTransformer<T>& model, const std::string& path);
+
 /// Xavier-uniform on every matrix, from a seed; vectors stay as they are.
 template <class T>
 void xavier_uniform(const ParameterList<T>& parameters, std::uint64_t seed);
