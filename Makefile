@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The usual commands; CMake presets and tools/ do the work.
-.PHONY: demo test bench bench-mask-torch gallery build lint format fuzz clean bootstrap
+.PHONY: demo test bench bench-mask-torch gallery papers gqa-uptraining build lint format fuzz clean bootstrap
 
 demo: build
 	@bash -c 'source tools/environment && build/release/undivided demo'
@@ -34,6 +34,13 @@ format: bootstrap
 
 fuzz: bootstrap
 	@tools/fuzz
+
+# Claims of papers, measured again: tables and pictures of docs/papers.md.
+papers: gqa-uptraining
+
+gqa-uptraining: bootstrap
+	@tools/build release bench_gqa_uptraining
+	@bash -c 'source tools/environment && build/release/bench/bench_gqa_uptraining bench/results/gqa_uptraining.json docs/pictures/gqa_uptraining.svg'
 
 clean:
 	rm -rf build

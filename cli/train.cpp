@@ -161,7 +161,8 @@ Command add_train(CLI::App& main) {
       "--smoothing", t.smoothing, "label smoothing; below 0: .1 for reverse, 0 for the others");
   app->add_option("--dropout", t.dropout)->capture_default_str();
   app->add_option("--clip", t.clip, "largest norm of the gradient; 0: any")->capture_default_str();
-  app->add_option("--kv-heads", t.kv_heads, "of 4 heads; 0: 4")->capture_default_str();
+  app->add_option("--heads", t.heads, "of attention, in 64 features")->capture_default_str();
+  app->add_option("--kv-heads", t.kv_heads, "0: as many as heads")->capture_default_str();
   app->add_option("--snapshots", t.snapshots, "averaged over the last quarter")
       ->capture_default_str();
   app->add_option("--seed", t.seed)->capture_default_str();

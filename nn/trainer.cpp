@@ -15,6 +15,7 @@ namespace {
 TransformerOptions model_of(const TrainOptions& o) {
   TransformerOptions m = TransformerOptions::tiny(make_task(o.task)->vocabulary());
   m.dropout = o.dropout;
+  m.heads = o.heads;
   m.kv_heads = o.kv_heads;
   return m;
 }
@@ -22,7 +23,7 @@ TransformerOptions model_of(const TrainOptions& o) {
 std::string text_of(const TrainOptions& o) {
   return fmt::format(
       "{} steps {} batch {} warmup {} factor {} smoothing {} decay {} dropout {} clip {} "
-      "snapshots {} kv_heads {} seed {}",
+      "snapshots {} heads {} kv_heads {} seed {}",
       o.task,
       o.steps,
       o.batch,
@@ -33,6 +34,7 @@ std::string text_of(const TrainOptions& o) {
       o.dropout,
       o.clip,
       o.snapshots,
+      o.heads,
       o.kv_heads,
       o.seed);
 }
@@ -182,6 +184,14 @@ Translator::Translator(const std::string& path, const Context& context)
         Code::io, Stage::parse, path + " is no model that training wrote: no task is named in it");
   TrainOptions options;
   options.task = task->second;
+  if (const auto heads = metadata_.find("heads"); heads != metadata_.end()) {
+    if (heads->second.empty() || heads->second.size() > 2 ||
+        heads->second.find_first_not_of("0123456789") != std::string::npos)
+      throw Error(Code::io,
+                  Stage::parse,
+                  fmt::format("{}: '{}' is no number of heads", path, heads->second));
+    options.heads = std::stoll(heads->second);
+  }
   task_ = make_task(options.task);
   model_ = std::make_unique<Seq2SeqTransformer<float>>(model_of(options));
   adopt_heads(*model_, path);  // convert may have changed them

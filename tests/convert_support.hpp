@@ -165,6 +165,8 @@ struct Naming {
   std::vector<std::pair<std::string, std::string>> grouped{};  // names when heads share keys
 };
 
+inline void PrintTo(const Naming& n, std::ostream* out) { *out << n.title; }
+
 inline Named named(const Naming& n, const Weights& w) {
   Named all;
   const auto add = [&](const std::string& name, Grid g, bool flat) {

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from test_cli import done, refused, run
+from test_cli import done, refused
 
 
 def save(path, tensors):
@@ -34,8 +34,6 @@ def load(path):
 @pytest.fixture
 def llama(tmp_path):
     """A folder with 4 heads of 3 features and 2 layers."""
-    if run("convert", "--help").returncode != 0:
-        pytest.skip("undivided::nn is not built")
     random, folder = np.random.default_rng(1), tmp_path / "llama"
     folder.mkdir()
     tensors = {"model.norm.weight": random.standard_normal(10)}
@@ -131,8 +129,6 @@ def test_broken_files(llama, tmp_path):
 
 
 def test_a_differential_transformer_goes_there_and_back(tmp_path):
-    if run("convert", "--help").returncode != 0:
-        pytest.skip("undivided::nn is not built")
     random = np.random.default_rng(2)
     tensors = {f"layers.0.attn.{n}": random.standard_normal(s) for n, s in {
         "q_proj.weight": (16, 16), "k_proj.weight": (8, 16), "v_proj.weight": (8, 16), "o_proj.weight": (16, 16),

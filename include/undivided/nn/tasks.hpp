@@ -65,7 +65,7 @@ struct TrainOptions {
   double dropout = 0;
   double clip = 0;              ///< 0: gradients are not clipped
   std::int64_t snapshots = 10;  ///< averaged over the last quarter
-  std::int64_t kv_heads = 0;
+  std::int64_t heads = 4, kv_heads = 0;
   std::uint64_t seed = 1;
 };
 TrainOptions filled(TrainOptions options);  ///< what the task wants, written out
