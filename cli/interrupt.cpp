@@ -31,7 +31,8 @@ void remove_unfinished() {
     const std::string prefix = fmt::format("{}.{}-", output.filename().string(), ::getpid());
     const fs::path folder = output.has_parent_path() ? output.parent_path() : fs::path(".");
     for (const auto& entry : fs::directory_iterator(folder, ignored))
-      if (entry.path().filename().string().starts_with(prefix)) fs::remove_all(entry.path(), ignored);
+      if (entry.path().filename().string().starts_with(prefix))
+        fs::remove_all(entry.path(), ignored);
   }
 }
 

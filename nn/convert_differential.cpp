@@ -2,7 +2,7 @@
 // Differential Transformers between unilm's layout and DiffLlama's.
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
 #include <set>
 
 #include "core/raw_tensor.hpp"

@@ -138,7 +138,8 @@ std::vector<AttentionNames> own(const SourceCheckpoint& source, const Layout& la
   if (name != "llama" && name != "bart") return all;
   const std::string other = name == "llama" ? "out_proj.weight" : "o_proj.weight";
   std::erase_if(all, [&](const AttentionNames& a) {
-    return source.find(a.prefix + other) || source.find(a.prefix + "in_proj_weight") || ours;
+    return source.find(a.prefix + other) || source.find(a.prefix + "in_proj_weight") || ours ||
+           (name == "bart" && !a.has('o'));
   });
   return all;
 }
