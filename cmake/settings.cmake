@@ -12,6 +12,21 @@ if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
 endif()
 
+# Sanitizer builds parse the heaviest headers once. Other builds do without, so that a file that
+# forgets an include does not compile there.
+option(UNDIVIDED_PCH "Precompile the standard library, fmt and GoogleTest headers" OFF)
+function(undivided_precompile target)
+  if(NOT UNDIVIDED_PCH)
+    return()
+  endif()
+  if(ARGC GREATER 1)
+    target_precompile_headers(${target} REUSE_FROM ${ARGV1})
+  else()
+    target_precompile_headers(${target} PRIVATE
+      <algorithm> <array> <cmath> <functional> <map> <memory> <optional> <string> <vector> <fmt/format.h>)
+  endif()
+endfunction()
+
 # Language level, warnings and sanitizers of one target.
 function(undivided_settings target)
   target_compile_features(${target} PUBLIC cxx_std_20)
@@ -56,9 +71,11 @@ function(undivided_isa_flags)
       if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
         list(APPEND flags ${flags_${isa}})
       endif()
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}"
+                                                       SKIP_PRECOMPILE_HEADERS ON)
     elseif(source MATCHES "/src/cpu/")
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${common}")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${common}"
+                                                       SKIP_PRECOMPILE_HEADERS ON)
     elseif(source MATCHES "/src/core/generator.cpp$")
       # Random tensors are the same on every machine.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
