@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The usual commands; CMake presets and tools/ do the work.
-.PHONY: demo test bench bench-mask-torch gallery papers gqa-uptraining build lint format fuzz clean bootstrap
+.PHONY: demo test bench bench-mask-torch bench-torch gallery papers gqa-uptraining build lint format fuzz clean bootstrap
 
 demo: build
 	@bash -c 'source tools/environment && build/release/undivided demo'
@@ -19,6 +19,12 @@ bench-mask-torch: build
 
 gallery: build
 	@build/release/undivided mask --gallery docs
+
+bench-torch: bootstrap
+	@tools/build release bench_library
+	@[ -x build/torch/bin/python ] || python3 -m venv build/torch
+	@build/torch/bin/python -m pip install -q --disable-pip-version-check numpy torch
+	@build/torch/bin/python bench/torch_cpu.py
 
 build: bootstrap
 	@tools/build release undivided_cli

@@ -125,6 +125,8 @@ double overhead_seconds(const Row& r, const Workload& w, const Context& context)
 Figures measured(const Row& r, Backend backend, double budget, const Peak& peak) {
   const Threads threads(r.threads);
   Context context;
+  const auto plans = make_library();  // a plan is made for the instruction set of its day
+  context.library = plans.get();
   context.backend = backend;
   context.executor = r.threads == 1 ? &inline_executor() : threads.executor;
   const bool backward = r.direction == "backward";
@@ -269,7 +271,7 @@ int run(const Flags& f) {
     progress.step(r.name);
     if (!r.isa.empty() && std::find(isas.begin(), isas.end(), r.isa) == isas.end()) continue;
     const ForcedIsa forced(r.isa);
-    const Peak peak = measured_peak(backend);
+    const Peak peak = measured_peak(backend, r.dtype, !r.isa.empty());
     const Figures figures = measured(r, backend, f.budget, peak);
     const bool low = r.bar && (r.bar->at_most ? figures.named(r.bar->of) > r.bar->value
                                               : figures.named(r.bar->of) < r.bar->value);

@@ -137,6 +137,14 @@ void add_long(List& list) {
     if (r.isa == "avx2") r.bar = Row::Bar{"of_peak", .82};
     list.add(r);
   }
+  for (const std::int64_t d : {64, 128}) {
+    Row r = forward;
+    r.dtype = DType::bf16;
+    r.d = d;
+    r.isa = "avx512_bf16";  // its dot products, also where float32 is faster
+    r.bar = Row::Bar{"of_peak", d == 128 ? .82 : .78};
+    list.add(r);
+  }
   for (const char* score : {"softcap", "alibi", "t5"}) {
     Row r = forward;
     r.score = score;

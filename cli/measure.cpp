@@ -122,12 +122,16 @@ double Job::backward_flops() const {
   return 2.0 * static_cast<double>(pairs_) * (3 * s.dqk + 2 * s.dv);
 }
 
-Peak measured_peak(Backend backend) {
+Peak measured_peak(Backend backend, DType dtype, bool forced) {
   if (backend == Backend::cuda) {
     const cuda::DeviceInfo& d = cuda::driver().device(0);
     return {d.tensor_flops * 1e-9, fmt::format("{}: tensor cores at its clock", d.name)};
   }
-  return {cpu::fma_peak_gflops(), fmt::format("{} FMA, one thread", cpu::chosen_kernels().name)};
+  const char* isa = cpu::chosen_kernels().name;
+  const Peak fma{cpu::fma_peak_gflops(), fmt::format("{} FMA, one thread", isa)};
+  if (dtype != DType::bf16) return fma;
+  const Peak dot{cpu::bf16_dot_peak_gflops(), fmt::format("{} bf16 dot, one thread", isa)};
+  return dot.gflops > (forced ? 0 : fma.gflops) ? dot : fma;
 }
 
 }  // namespace undivided::cli

@@ -61,7 +61,9 @@ struct Peak {
   double gflops = 0;
   std::string of;
 };
-Peak measured_peak(Backend backend);
+/// Of an element type: for bf16 the faster of float32 FMA and bf16 dot products, or the dot
+/// products alone when their instruction set is `forced`.
+Peak measured_peak(Backend backend, DType dtype = DType::f32, bool forced = false);
 
 double now();  ///< seconds of a clock that only goes forward
 double median(std::vector<double> values);
