@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "check/inputs.hpp"
+#include "cpu/isa.hpp"
 #include "undivided/undivided.hpp"
 
 namespace undivided {
@@ -39,19 +42,36 @@ struct Problem3 {
         v(random_tensor(t, {2, 2, nk, d}, 3)) {}
 };
 
-class Bits : public testing::TestWithParam<DType> {};
-INSTANTIATE_TEST_SUITE_P(All,
-                         Bits,
-                         testing::Values(DType::f32, DType::f16, DType::bf16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+/// Every element type on every instruction set of this processor. Plans are made for one of them,
+/// so each test has a library of its own.
+class Bits : public testing::TestWithParam<std::tuple<DType, std::string>> {
+ protected:
+  Bits() { ::setenv("UNDIVIDED_ISA", std::get<1>(GetParam()).c_str(), 1); }
+  ~Bits() override { ::unsetenv("UNDIVIDED_ISA"); }
+  static DType dtype() { return std::get<0>(GetParam()); }
+  Context context(int workers = 2) const {
+    Context c = threads(workers);
+    c.library = library_.get();
+    return c;
+  }
+
+ private:
+  std::shared_ptr<Library> library_ = make_library();
+};
+const auto everywhere = testing::Combine(testing::Values(DType::f32, DType::f16, DType::bf16),
+                                         testing::ValuesIn(cpu::available_isas()));
+std::string name_of_case(const testing::TestParamInfo<std::tuple<DType, std::string>>& info) {
+  return std::string(name_of(std::get<0>(info.param))) + "_" + std::get<1>(info.param);
+}
+INSTANTIATE_TEST_SUITE_P(All, Bits, everywhere, name_of_case);
 
 TEST_P(Bits, FastForwardRepeatsRunToRunOnAnyThreadsOfOneNumber) {
-  const Problem3 p(GetParam());
+  const Problem3 p(dtype());
   for (const int n : {1, 2, 4}) {
     const Options o{.mask = causal(), .align = Align::end, .dropout = 0.1, .seed = 3};
-    const Forward first = attention(p.q, p.k, p.v, o, threads(n));
+    const Forward first = attention(p.q, p.k, p.v, o, context(n));
     for (int run = 0; run < 5; ++run) {
-      const Forward again = attention(p.q, p.k, p.v, o, threads(n));
+      const Forward again = attention(p.q, p.k, p.v, o, context(n));
       EXPECT_TRUE(same_bits(first.o, again.o)) << n << " threads";
       EXPECT_TRUE(same_bits(first.lse, again.lse)) << n << " threads";
     }
@@ -59,8 +79,8 @@ TEST_P(Bits, FastForwardRepeatsRunToRunOnAnyThreadsOfOneNumber) {
 }
 
 TEST_P(Bits, ReproducibleBackwardRepeatsRunToRunAndOverThreads) {
-  const Problem3 p(GetParam());
-  const Tensor dout = random_tensor(GetParam(), {2, 4, 130, 64}, 4);
+  const Problem3 p(dtype());
+  const Tensor dout = random_tensor(dtype(), {2, 4, 130, 64}, 4);
   const Array slope(std::vector<float>{0.5f, 0.25f, 0.125f, 0.0625f}, "slope");
   const Options o{.mask = causal(),
                   .score = alibi(slope),
@@ -68,8 +88,8 @@ TEST_P(Bits, ReproducibleBackwardRepeatsRunToRunAndOverThreads) {
                   .determinism = Determinism::reproducible};
   std::optional<Gradients> first;
   for (const int n : {1, 2, 4, 2}) {
-    const Forward f = attention(p.q, p.k, p.v, o, threads(n));
-    const Gradients g = attention_backward(dout, p.q, p.k, p.v, f, {}, threads(n));
+    const Forward f = attention(p.q, p.k, p.v, o, context(n));
+    const Gradients g = attention_backward(dout, p.q, p.k, p.v, f, {}, context(n));
     if (!first) {
       first = g;
       continue;
@@ -81,7 +101,7 @@ TEST_P(Bits, ReproducibleBackwardRepeatsRunToRunAndOverThreads) {
   }
 }
 
-class Invariant : public testing::TestWithParam<DType> {
+class Invariant : public Bits {
  protected:
   Options options() const {
     return {.mask = causal() && window(200),
@@ -89,42 +109,42 @@ class Invariant : public testing::TestWithParam<DType> {
             .determinism = Determinism::invariant};
   }
 };
-INSTANTIATE_TEST_SUITE_P(All,
-                         Invariant,
-                         testing::Values(DType::f32, DType::f16, DType::bf16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+INSTANTIATE_TEST_SUITE_P(All, Invariant, everywhere, name_of_case);
 
 TEST_P(Invariant, ThreadsDoNotMatter) {
-  const Problem3 p(GetParam());
-  const Forward one = attention(p.q, p.k, p.v, options(), threads(1));
+  const Problem3 p(dtype());
+  const Forward one = attention(p.q, p.k, p.v, options(), context(1));
   for (const int n : {2, 4}) {
-    const Forward many = attention(p.q, p.k, p.v, options(), threads(n));
+    const Forward many = attention(p.q, p.k, p.v, options(), context(n));
     EXPECT_TRUE(same_bits(one.o, many.o)) << n;
     EXPECT_TRUE(same_bits(one.lse, many.lse)) << n;
   }
 }
 
 TEST_P(Invariant, PlaceInTheBatchDoesNotMatter) {
-  const Problem3 p(GetParam());
-  const Forward both = attention(p.q, p.k, p.v, options());
+  const Problem3 p(dtype());
+  const Forward both = attention(p.q, p.k, p.v, options(), context());
   for (std::int64_t b = 0; b < 2; ++b) {
-    const Forward alone = attention(
-        p.q.sliced(0, b, b + 1), p.k.sliced(0, b, b + 1), p.v.sliced(0, b, b + 1), options());
+    const Forward alone = attention(p.q.sliced(0, b, b + 1),
+                                    p.k.sliced(0, b, b + 1),
+                                    p.v.sliced(0, b, b + 1),
+                                    options(),
+                                    context());
     EXPECT_TRUE(same_bits(both.o.selected(0, b), alone.o.selected(0, 0))) << b;
     EXPECT_TRUE(same_bits(both.lse.selected(0, b), alone.lse.selected(0, 0))) << b;
   }
 }
 
 TEST_P(Invariant, PrefillInChunksIsThePrefillAtOnce) {
-  const Problem3 p(GetParam(), 300, 300);
+  const Problem3 p(dtype(), 300, 300);
   const Options o{.mask = causal(), .align = Align::end, .determinism = Determinism::invariant};
-  const Forward whole = attention(p.q, p.k, p.v, o);
-  for (const std::int64_t chunk : {1, 17, 64, 128}) {
+  const Forward whole = attention(p.q, p.k, p.v, o, context());
+  for (const std::int64_t chunk : {1, 17, 64, 128}) {  // of 1: decode
     for (std::int64_t begin = 0; begin < 300; begin += chunk * (chunk == 1 ? 37 : 1)) {
       const std::int64_t end = std::min<std::int64_t>(begin + chunk, 300);
       // The keys seen so far, as a growing cache would hold them.
-      const Forward part =
-          attention(p.q.sliced(2, begin, end), p.k.sliced(2, 0, end), p.v.sliced(2, 0, end), o);
+      const Forward part = attention(
+          p.q.sliced(2, begin, end), p.k.sliced(2, 0, end), p.v.sliced(2, 0, end), o, context());
       EXPECT_TRUE(same_bits(whole.o.sliced(2, begin, end), part.o)) << begin << " to " << end;
       EXPECT_TRUE(same_bits(whole.lse.sliced(2, begin, end), part.lse)) << begin << " to " << end;
     }
@@ -132,13 +152,13 @@ TEST_P(Invariant, PrefillInChunksIsThePrefillAtOnce) {
 }
 
 TEST_P(Invariant, PagesAndTheirSizeDoNotMatter) {
-  const Problem3 p(GetParam(), 5, 333);
-  const Forward dense_result = attention(p.q, p.k, p.v, options());
+  const Problem3 p(dtype(), 5, 333);
+  const Forward dense_result = attention(p.q, p.k, p.v, options(), context());
   std::vector<std::int32_t> lengths{333, 333};
   for (const std::int64_t size : {1, 16, 64, 128}) {
     const std::int64_t pages = (333 + size - 1) / size;
-    const Tensor k = Tensor::zeros(GetParam(), {2 * pages, 2, size, 64});
-    const Tensor v = Tensor::zeros(GetParam(), {2 * pages, 2, size, 64});
+    const Tensor k = Tensor::zeros(dtype(), {2 * pages, 2, size, 64});
+    const Tensor v = Tensor::zeros(dtype(), {2 * pages, 2, size, 64});
     std::vector<std::int32_t> table;
     for (std::int64_t b = 0; b < 2; ++b)
       for (std::int64_t i = 0; i < pages; ++i) {
@@ -152,26 +172,26 @@ TEST_P(Invariant, PagesAndTheirSizeDoNotMatter) {
     const Forward paged_result =
         attention(Rows(p.q),
                   paged(k, v, view(table.data(), {2, pages}), view(lengths.data(), {2})),
-                  options());
+                  options(),
+                  context());
     EXPECT_TRUE(same_bits(dense_result.o, paged_result.o)) << "page size " << size;
     EXPECT_TRUE(same_bits(dense_result.lse, paged_result.lse)) << "page size " << size;
   }
 }
 
 TEST_P(Invariant, PackingDoesNotMatter) {
-  const Problem3 p(GetParam(), 130, 130);
+  const Problem3 p(dtype(), 130, 130);
   const Options o{.mask = causal(), .align = Align::end, .determinism = Determinism::invariant};
-  const Forward apart = attention(p.q, p.k, p.v, o);
+  const Forward apart = attention(p.q, p.k, p.v, o, context());
   // The same two sequences, packed after one another: [total, head, dim].
-  const Tensor q = Tensor::empty(GetParam(), {260, 4, 64}),
-               k = Tensor::empty(GetParam(), {260, 2, 64}),
-               v = Tensor::empty(GetParam(), {260, 2, 64});
+  const Tensor q = Tensor::empty(dtype(), {260, 4, 64}), k = Tensor::empty(dtype(), {260, 2, 64}),
+               v = Tensor::empty(dtype(), {260, 2, 64});
   for (std::int64_t b = 0; b < 2; ++b)
     for (const auto& [from, to] : {std::pair{&p.q, &q}, {&p.k, &k}, {&p.v, &v}})
       copy(from->selected(0, b).permuted({1, 0, 2}), to->sliced(0, 130 * b, 130 * (b + 1)));
   std::vector<std::int32_t> offsets{0, 130, 260};
   const View at = view(offsets.data(), {3});
-  const Forward packed = attention(ragged(q, at), ragged(k, v, at), o);
+  const Forward packed = attention(ragged(q, at), ragged(k, v, at), o, context());
   for (std::int64_t b = 0; b < 2; ++b)
     EXPECT_TRUE(same_bits(apart.o.selected(0, b),
                           packed.o.sliced(0, 130 * b, 130 * (b + 1)).permuted({1, 0, 2})));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A CPU run allocates nothing: malloc and operator new are counted over a thousand runs.
+// A CPU run allocates nothing: malloc and operator new are counted over 200 runs.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -49,12 +49,12 @@ void expect_no_allocation(Problem p, const Context& context) {
   prepared->run(p.args, workspace.data(), context);
   calls = 0;
   counting = true;
-  for (int i = 0; i < 1000; ++i) prepared->run(p.args, workspace.data(), context);
+  for (int i = 0; i < 200; ++i) prepared->run(p.args, workspace.data(), context);
   counting = false;
   EXPECT_EQ(calls.load(), 0);
 }
 
-TEST(CpuAllocation, TheCounterCounts) {
+TEST(CpuAllocationCounter, Counts) {
   calls = 0;
   counting = true;
   delete new int(3);
@@ -63,28 +63,64 @@ TEST(CpuAllocation, TheCounterCounts) {
   EXPECT_GE(calls.load(), 1);
 }
 
-TEST(CpuAllocation, RunsAllocateNothing) {
+/// Forward and backward of a case, on every instruction set of this processor.
+void expect_runs_allocate_nothing(const Case& c, bool backward) {
   Context context;
   context.executor = &inline_executor();
-  Case c{.batch = 2, .hq = 4, .hkv = 2, .nq = 40, .nk = 70, .kv = KvKind::paged};
+  for (const std::string& isa : cpu::available_isas()) {
+    SCOPED_TRACE(isa + " " + std::string(name_of(c.dtype)));
+    const ForcedIsa forced(isa);
+    const Data x = data_of(c);
+    Problem p = resolve(x.q, x.kv, c.options);
+    const Results r(p, c.dtype, DType::f32);
+    r.attach(p.args);
+    expect_no_allocation(p, context);
+    if (!backward) continue;
+    Problem g = resolve_backward(Rows(r.o), x.q, x.kv, r.o, r.lse, c.options, {});
+    const Tensor dq = Tensor::empty_like(x.qt, c.dtype), dk = Tensor::empty_like(x.k, c.dtype),
+                 dv = Tensor::empty_like(x.v, c.dtype);
+    g.args.dq = dq;
+    g.args.dk = dk;
+    g.args.dv = dv;
+    expect_no_allocation(g, context);
+  }
+}
+
+class CpuAllocation : public testing::TestWithParam<DType> {};
+INSTANTIATE_TEST_SUITE_P(All,
+                         CpuAllocation,
+                         testing::Values(DType::f32, DType::f16, DType::bf16),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+TEST_P(CpuAllocation, PagesMasksScoresAndDropoutAllocateNothing) {
+  Case c{
+      .dtype = GetParam(), .batch = 2, .hq = 4, .hkv = 2, .nq = 40, .nk = 70, .kv = KvKind::paged};
   c.options.mask = Mask::parse("k <= q || k % 5 == 0");
   c.options.score = softcap(20.0f);
   c.options.align = Align::end;
   c.options.dropout = 0.1;
   c.options.key_mass = c.options.max_logit = true;
-  const Data x = data_of(c);
-  Problem p = resolve(x.q, x.kv, c.options);
-  const Results r(p, DType::f32, DType::f32);
-  r.attach(p.args);
-  expect_no_allocation(p, context);
+  expect_runs_allocate_nothing(c, true);
+}
 
-  Problem g = resolve_backward(Rows(r.o), x.q, x.kv, r.o, r.lse, c.options, {});
-  const Tensor dq = Tensor::empty_like(x.qt, DType::f32), dk = Tensor::empty_like(x.k, DType::f32),
-               dv = Tensor::empty_like(x.v, DType::f32);
-  g.args.dq = dq;
-  g.args.dk = dk;
-  g.args.dv = dv;
-  expect_no_allocation(g, context);
+TEST_P(CpuAllocation, PlainAndRaggedAllocateNothing) {
+  Case c{.dtype = GetParam(), .batch = 2, .nq = 40, .nk = 70};
+  c.options.mask = causal();
+  c.options.align = Align::end;
+  expect_runs_allocate_nothing(c, true);
+  c.rows = RowKind::ragged;
+  c.kv = KvKind::ragged;
+  expect_runs_allocate_nothing(c, true);
+}
+
+TEST_P(CpuAllocation, DecodeAllocatesNothing) {
+  for (const KvKind kv : {KvKind::dense, KvKind::paged})
+    for (const std::int64_t group : {1, 4}) {
+      Case c{
+          .dtype = GetParam(), .batch = 2, .hq = 2 * group, .hkv = 2, .nq = 1, .nk = 300, .kv = kv};
+      c.options.align = Align::end;
+      expect_runs_allocate_nothing(c, false);
+    }
 }
 
 }  // namespace
