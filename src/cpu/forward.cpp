@@ -194,6 +194,7 @@ class Call {
         tiles.accumulate_values(sub, p, alpha, w.o_t + sub * o_size);
       }
     }
+    tiles.finish_values(w.o_t);
     for (int sub = 0; sub < tiles.subs(); ++sub)
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
   }

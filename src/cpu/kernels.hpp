@@ -25,6 +25,8 @@ inline constexpr int block_edge = 8;  // packed keys and values lie in blocks of
 /// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
 /// is one block longer than a tile, so that columns do not share the same sets of the cache.
 inline constexpr int block_column = (key_block / block_edge + 1) * block_edge * block_edge;
+inline constexpr int decode_rows = 16;     // queries of the decode tile at most
+inline constexpr int decode_columns = 64;  // columns of K that it transposes at once
 constexpr int whole_blocks(int n) { return (n + block_edge - 1) / block_edge * block_edge; }
 
 /// Byte-code without containers: what the interpreter of an ISA may touch.
@@ -139,6 +141,47 @@ struct Dots {
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 
+/// Rows of the K and V of the next tile: a line of 64 bytes is asked for whenever work of some
+/// weight is done, so that the requests are spread over the tile.
+struct Ahead {
+  static constexpr int whole = 1 << 12;
+  const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
+  std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
+  int pace = 0;                                   // lines, times `whole`, for a weight of 1
+  int due = 0;                                    // lines, times `whole`
+  int spent = 0;                                  // weight of the work done
+};
+
+/// The products of a tile of up to decode_rows queries. K and V are rows of any dtype where the
+/// caller has them. Bits are those of Products::f32.
+struct DecodeProducts {
+  /// s[row][lane] as Products, rows rounded up to the width. `kt` is [decode_columns][key_block].
+  void (*scores)(const std::byte* const* k,
+                 DType dtype,
+                 int rows,
+                 int columns,
+                 const float* q_t,
+                 int count,
+                 float* kt,
+                 float* s,
+                 Ahead& ahead);
+  /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
+  /// p[row][query]). Columns are in an order of their own, `o_stride` is a multiple of two widths.
+  void (*outputs)(const std::byte* const* v,
+                  DType dtype,
+                  int rows,
+                  int columns,
+                  const float* p,
+                  const float* alpha,
+                  int count,
+                  float* o,
+                  std::int64_t o_stride,
+                  Ahead& ahead);
+  /// That o to [columns][lanes].
+  void (*lanes)(
+      const float* o, std::int64_t o_stride, DType dtype, int columns, int count, float* o_t);
+};
+
 struct Kernels {
   const char* name;
   int width, lanes;
@@ -188,6 +231,7 @@ struct Kernels {
   // --- tiles ---
   Products f32;
   const Dots* dots;  // null without the instructions
+  DecodeProducts decode;
   /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
   /// m).
   void (*softmax)(float* s, int rows, float c, float* m, float* l, float* alpha, int vectors);

@@ -68,16 +68,21 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
              .is_band;
   workers =
       std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
-  const Precision& precision = spec.precision;
-  const bool asked =
-      !precision.follow && precision.qk == DType::bf16 && precision.pv == DType::bf16;
-  pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op != Operation::merge &&
-          (asked || (precision.follow && bf16_dot_pays()));
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
   // plan with an entry per head, and key_mass want one head in all lanes.
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
            !spec.key_mass && !spec.mask->reads(expr::Op::head) &&
            !spec.score->reads(expr::Op::head) && spec.op == Operation::forward;
+  // Rows that fill half a vector at most are bound by memory: the decode tile widens K and V on
+  // their way. Where a row's bits may not depend on how many there are, prefill decides.
+  const bool few = spec.op == Operation::forward && max_rows() <= kernels->width / 2 &&
+                   spec.determinism != Determinism::invariant;
+  const Precision& precision = spec.precision;
+  const bool asked =
+      !precision.follow && precision.qk == DType::bf16 && precision.pv == DType::bf16;
+  pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op != Operation::merge &&
+          (asked || (precision.follow && !few && bf16_dot_pays()));
+  decode = spec.op == Operation::forward && !pairs;
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);

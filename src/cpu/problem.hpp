@@ -18,6 +18,7 @@ struct Setup {
   bool band = false;    // the mask has the shape of a band
   bool pairs = false;   // products of bf16 pairs; else of float32
   bool packed = false;  // lanes hold (token, head of the group) pairs
+  bool decode = false;  // tiles of few rows take the decode kernels
   int tile = query_tile;
   int workers = 1;
 

@@ -10,7 +10,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   const Kernels& k = *setup.kernels;
   const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
   q_t = arena.take<float>(all * whole_blocks(setup.qk_words()));
-  s = arena.take<float>(key_block * lanes);
+  s = arena.take<float>((key_block + k.width) * lanes);  // the decode tile rounds rows up
   k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
   v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
   k_sums = setup.pairs && setup.spec.op == Operation::backward
@@ -23,6 +23,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   edges = arena.take<Edges>(subs);
   runs = arena.take<PlanRuns>(subs);
   ranges = arena.take<RowRange>(subs);
+  decode = Decode::Memory(arena, setup);
   mask = WorkerFiles::layout(arena, setup.mask, k, setup.subs());
   score = WorkerFiles::layout(arena, setup.score, k, setup.subs());
 }
@@ -95,6 +96,7 @@ void ScoreTiles::begin(
   }
   low_ = low_ / key_block * key_block;
   high_ = std::min(high_, s.k_len);
+  decode_.begin(s, b, run_.kv_head_of(head), count, high_);
 }
 
 Environment ScoreTiles::environment(int sub, const Contents& contents) const {
@@ -216,7 +218,10 @@ void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
 }
 
 void ScoreTiles::load_keys() {
-  pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
+  if (decode_.used())
+    decode_.visit(j0_);
+  else
+    pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
@@ -224,7 +229,9 @@ void ScoreTiles::load_keys() {
   if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
-void ScoreTiles::load_values() { pack_by_rows(run_.args.kv.v, run_.spec.dv, memory_.v_blocks); }
+void ScoreTiles::load_values() {
+  if (!decode_.used()) pack_by_rows(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
+}
 
 void ScoreTiles::load_gradient() {
   pack_by_columns(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
@@ -232,6 +239,7 @@ void ScoreTiles::load_gradient() {
 }
 
 void ScoreTiles::prefetch(int sub) const {
+  if (decode_.used()) return;  // asks by itself
   const int share = (key_block + subs_ - 1) / subs_;
   const std::int64_t first = j0_ + key_block + std::int64_t{sub} * share;
   const std::int64_t end = std::min({first + share, j0_ + 2 * key_block, high_});
@@ -253,14 +261,17 @@ void ScoreTiles::prefetch(int sub) const {
 float* ScoreTiles::scores(int sub, float* raw) {
   const RowRange& range = memory_.ranges[sub];
   float* s = memory_.s + range.begin * kernels_.lanes;
-  run_.setup.products().scores(memory_.k_blocks,
-                               range.begin,
-                               range.size(),
-                               run_.setup.qk_words(),
-                               q_t(sub),
-                               run_.score_scale,
-                               s,
-                               vectors(sub));
+  if (decode_.used())
+    decode_.scores(range.begin, range.size(), q_t(sub), s);
+  else
+    run_.setup.products().scores(memory_.k_blocks,
+                                 range.begin,
+                                 range.size(),
+                                 run_.setup.qk_words(),
+                                 q_t(sub),
+                                 run_.score_scale,
+                                 s,
+                                 vectors(sub));
   if (raw) std::copy_n(s, range.size() * kernels_.lanes, raw + range.begin * kernels_.lanes);
   const int lanes = kernels_.lanes;
   const auto element =
@@ -296,8 +307,9 @@ float* ScoreTiles::scores(int sub, float* raw) {
   return s;
 }
 
-void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float* o_t) const {
+void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float* o_t) {
   const RowRange& range = memory_.ranges[sub];
+  if (decode_.used()) return decode_.outputs(range.begin, range.size(), p, alpha);
   int first = range.begin, rows = range.size();
   if (run_.setup.pairs) {
     kernels_.dots->pair_rows(p, rows, vectors(sub));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/decode.hpp"
 #include "cpu/problem.hpp"
 
 namespace undivided::cpu {
@@ -37,9 +38,10 @@ class ScoreTiles {
     PlanRuns* runs;
     RowRange* ranges;
     WorkerFiles mask, score;
+    Decode::Memory decode;
   };
   ScoreTiles(const Run& run, const Memory& memory)
-      : run_(run), kernels_(run.kernels), memory_(memory) {}
+      : run_(run), kernels_(run.kernels), memory_(memory), decode_(run, memory.decode) {}
 
   /// Rows [first, first + count) of a head (of a KV head when packed) of sequence b, count > 0.
   void begin(const Sequence& s, std::int64_t b, std::int64_t head, std::int64_t first, int count);
@@ -61,9 +63,13 @@ class ScoreTiles {
   float* scores(int sub, float* raw = nullptr);
   /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row and is
   /// rounded as the products want it.
-  void accumulate_values(int sub, float* p, const float* alpha, float* o_t) const;
+  void accumulate_values(int sub, float* p, const float* alpha, float* o_t);
   /// Where scores() leaves its tiles from now on; [key_block][lanes].
   void use(float* tile) { memory_.s = tile; }
+  /// Outputs that the decode tile keeps in rows go to lanes; the last step.
+  void finish_values(float* o_t) const {
+    if (decode_.used()) decode_.finish(o_t);
+  }
   void drop(int sub, float* p) const;
 
   int subs() const { return subs_; }
@@ -102,6 +108,7 @@ class ScoreTiles {
   const Run& run_;
   const Kernels& kernels_;
   Memory memory_;
+  Decode decode_;
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   int count_ = 0, subs_ = 0, rows_ = 0;

@@ -15,6 +15,7 @@ const Kernels kernels = {
     store_row_tile,
     {scores_tile<FloatDot>, accumulate_tile<FloatDot>},
     isa_dots,
+    {decode_scores, decode_outputs, decode_lanes},
     softmax_tile,
     mask_band_tile,
     mask_bits_tile,

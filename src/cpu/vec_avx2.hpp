@@ -146,3 +146,9 @@ UNDIVIDED_VEC void transpose(vf* a) {
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) a[i] = b[i];
 }
+/// a[i] is the i-th word of W rows, `offset` bytes after their beginnings.
+UNDIVIDED_VEC void load_transposed(const std::byte* const* row, std::int64_t offset, vf* a) {
+#pragma GCC unroll 8
+  for (int i = 0; i < W; ++i) a[i] = load(reinterpret_cast<const float*>(row[i] + offset));
+  transpose(a);
+}

@@ -110,6 +110,35 @@ UNDIVIDED_VEC void store_blocks(float* p, int apart, int columns, vf a) {
   _mm256_storeu_ps(p, _mm512_castps512_ps256(a));
   if (columns > 8) _mm256_storeu_ps(p + apart, _mm512_extractf32x8_ps(a, 1));
 }
+/// a[i] is the i-th word of 16 rows, `offset` bytes after their beginnings.
+UNDIVIDED_VEC void load_transposed(const std::byte* const* row, std::int64_t offset, vf* a) {
+  vf b[16];
+  // Quarter q of b[4 * j + i] holds words 4 * j to 4 * j + 3 of row 4 * q + i. Loads place them
+  // there, which spares the one port that moves data across quarters.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto words = [&](int q) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(row[4 * q + i] + offset) + 4 * j);
+      };
+      vf x = _mm512_castps128_ps512(words(0));
+      x = _mm512_mask_broadcast_f32x4(x, 0x00f0, words(1));
+      x = _mm512_mask_broadcast_f32x4(x, 0x0f00, words(2));
+      b[4 * j + i] = _mm512_mask_broadcast_f32x4(x, 0xf000, words(3));
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d p = _mm512_castps_pd(_mm512_unpacklo_ps(b[i], b[i + 1]));
+    const __m512d q = _mm512_castps_pd(_mm512_unpackhi_ps(b[i], b[i + 1]));
+    const __m512d r = _mm512_castps_pd(_mm512_unpacklo_ps(b[i + 2], b[i + 3]));
+    const __m512d t = _mm512_castps_pd(_mm512_unpackhi_ps(b[i + 2], b[i + 3]));
+    a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(p, r));
+    a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p, r));
+    a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(q, t));
+    a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(q, t));
+  }
+}
 /// a[i] becomes lane i of all.
 UNDIVIDED_VEC void transpose(vf* a) {
   vf b[16];

@@ -17,6 +17,7 @@ constexpr const char* isa_name = "avx2";
 #include "cpu/tile_move.hpp"
 #include "cpu/tile_blocks.hpp"
 #include "cpu/tile_forward.hpp"
+#include "cpu/tile_decode.hpp"
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
 #include "cpu/tile_table.hpp"

@@ -16,6 +16,7 @@ constexpr const char* isa_name = "avx512_bf16";
 #include "cpu/tile_move.hpp"
 #include "cpu/tile_blocks.hpp"
 #include "cpu/tile_forward.hpp"
+#include "cpu/tile_decode.hpp"
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
 #include "cpu/tile_dots.hpp"

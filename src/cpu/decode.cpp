@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where the rows of a decode tile lie, and what is asked for ahead.
+#include "cpu/decode.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace undivided::cpu {
+namespace {
+
+std::int64_t padded_columns(const Setup& setup) {
+  const std::int64_t step = setup.kernels->lanes;
+  return (setup.spec.dv + step - 1) / step * step;
+}
+
+}  // namespace
+
+Decode::Memory::Memory(Arena& arena, const Setup& setup) {
+  if (!setup.decode) return;
+  kt = arena.take<float>(decode_columns * key_block);
+  o = arena.take<float>(decode_rows * padded_columns(setup));
+  for (auto& r : rows) r = arena.take<const std::byte*>(2 * key_block);
+}
+
+std::int64_t Decode::o_stride() const { return padded_columns(run_.setup); }
+
+void Decode::begin(
+    const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high) {
+  count_ = run_.setup.decode && count <= run_.kernels.width / 2 ? count : 0;
+  if (!used()) return;
+  sequence_ = s;
+  b_ = b;
+  kv_head_ = kv_head;
+  high_ = std::min(high, s.k_len);
+  next_ = -1;
+  ahead_ = {};
+  ahead_.spent = 512;
+  ahead_.k_bytes = run_.spec.dqk * static_cast<std::int64_t>(size_of(run_.spec.dtype));
+  ahead_.v_bytes = run_.spec.dv * static_cast<std::int64_t>(size_of(run_.spec.dtype));
+  std::fill_n(memory_.o, count_ * o_stride(), 0.0f);
+}
+
+/// The rows of K of a tile, then those of V: the order of their use.
+int Decode::find_rows(std::int64_t j0, const std::byte** to) const {
+  const auto n = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
+  for (const View* view : {&run_.args.kv.k, &run_.args.kv.v})
+    for (int done = 0; done < n;) {
+      const KeyRun run =
+          key_run(run_.spec, run_.args.kv, *view, sequence_, b_, kv_head_, j0 + done);
+      const auto end = static_cast<int>(std::min<std::int64_t>(n, done + run.count));
+      for (const std::byte* at = run.data; done < end; ++done, at += run.stride) *to++ = at;
+    }
+  return n;
+}
+
+void Decode::visit(std::int64_t j0) {
+  std::swap(memory_.rows[0], memory_.rows[1]);
+  rows_ = next_ == j0 ? next_rows_ : find_rows(j0, memory_.rows[0]);
+  next_ = j0 + key_block;
+  next_rows_ = next_ < high_ ? find_rows(next_, memory_.rows[1]) : 0;
+  // The last tile's work tells how much this one's will be.
+  const std::int64_t lines = next_rows_ * ((ahead_.k_bytes + 63) / 64 + (ahead_.v_bytes + 63) / 64);
+  ahead_.pace = static_cast<int>(lines * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
+  ahead_.row = memory_.rows[1];
+  ahead_.middle = ahead_.row + next_rows_;
+  ahead_.end = ahead_.middle + next_rows_;
+  ahead_.at = ahead_.due = ahead_.spent = 0;
+}
+
+void Decode::scores(int first, int rows, const float* q_t, float* s) {
+  run_.kernels.decode.scores(memory_.rows[0] + first,
+                             run_.spec.dtype,
+                             rows,
+                             run_.spec.dqk,
+                             q_t,
+                             count_,
+                             memory_.kt,
+                             s,
+                             ahead_);
+}
+
+void Decode::outputs(int first, int rows, const float* p, const float* alpha) {
+  run_.kernels.decode.outputs(memory_.rows[0] + rows_ + first,
+                              run_.spec.dtype,
+                              rows,
+                              run_.spec.dv,
+                              p,
+                              alpha,
+                              count_,
+                              memory_.o,
+                              o_stride(),
+                              ahead_);
+}
+
+void Decode::finish(float* o_t) const {
+  run_.kernels.decode.lanes(memory_.o, o_stride(), run_.spec.dtype, run_.spec.dv, count_, o_t);
+}
+
+}  // namespace undivided::cpu

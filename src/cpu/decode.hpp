@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// A macro-tile of few queries: K and V are read where they lie, the next tile's rows are asked for
+// while this one is computed. Bits are those of the prefill tile.
+#pragma once
+
+#include "cpu/problem.hpp"
+
+namespace undivided::cpu {
+
+class Decode {
+ public:
+  /// Scratch of one worker; nothing if the plan has no use for it.
+  struct Memory {
+    Memory() = default;
+    Memory(Arena& arena, const Setup& setup);
+    float *kt = nullptr, *o = nullptr;
+    const std::byte** rows[2] = {};  // of this tile and the next
+  };
+  Decode(const Run& run, const Memory& memory) : run_(run), memory_(memory) {}
+
+  /// Rows of one KV head; keys from `high` on are not read.
+  void begin(const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high);
+  bool used() const { return count_ > 0; }
+  /// The tile of keys that begins at j0.
+  void visit(std::int64_t j0);
+  /// Scores of its rows [first, first + rows); s begins at `first`.
+  void scores(int first, int rows, const float* q_t, float* s);
+  void outputs(int first, int rows, const float* p, const float* alpha);
+  /// Outputs to [columns][lanes].
+  void finish(float* o_t) const;
+
+ private:
+  int find_rows(std::int64_t j0, const std::byte** to) const;
+  std::int64_t o_stride() const;
+
+  const Run& run_;
+  Memory memory_;
+  Sequence sequence_;
+  std::int64_t b_ = 0, kv_head_ = 0, high_ = 0, next_ = -1;
+  int count_ = 0, rows_ = 0, next_rows_ = 0;
+  Ahead ahead_;
+};
+
+}  // namespace undivided::cpu

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims: few queries give what the oracle gives on every instruction set, for every kind of input;
+// a row computed beside many others has the bits it has alone; runs allocate nothing.
+#include "cpu_support.hpp"
+
+namespace undivided::test {
+namespace {
+
+/// By the instruction set in force, past the cache of plans.
+Results forward_of(const View& q, const View& k, const View& v, const Options& options) {
+  Problem p = resolve(Rows(q), dense(k, v), options);
+  Results r(p, p.spec.out_dtype, DType::f32);
+  r.attach(p.args);
+  run_cpu(p, {});
+  return r;
+}
+
+class CpuDecode : public ::testing::TestWithParam<std::string> {
+ protected:
+  ForcedIsa forced_{GetParam()};
+};
+INSTANTIATE_TEST_SUITE_P(Isa, CpuDecode, ::testing::ValuesIn(cpu::available_isas()));
+
+TEST_P(CpuDecode, QueriesGroupsAndHeads) {
+  for (const int nq : {1, 3, 8, 17})
+    for (const int group : {1, 5, 8, 16})
+      for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+        SCOPED_TRACE(testing::Message() << nq << " queries, group " << group << " " << name_of(t));
+        Case c{.dtype = t, .hq = 2 * group, .hkv = 2, .nq = nq, .nk = 203, .d = 32, .dv = 64};
+        expect_forward(c);
+        c.options.mask = causal();
+        c.options.align = Align::end;
+        c.options.max_logit = true;
+        expect_forward(c);
+      }
+}
+
+TEST_P(CpuDecode, HeadsThatFillNoVector) {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16})
+    for (const auto& [d, dv] :
+         {std::pair{1, 9}, {3, 7}, {40, 24}, {63, 65}, {72, 80}, {96, 31}, {192, 128}, {512, 512}})
+      for (const int nq : {1, 6}) {
+        SCOPED_TRACE(testing::Message() << name_of(t) << " d" << d << " dv" << dv << " q" << nq);
+        expect_forward({.dtype = t, .hq = 2, .hkv = 1, .nq = nq, .nk = 70 + nq, .d = d, .dv = dv});
+      }
+}
+
+TEST_P(CpuDecode, EveryKindOfRowsAndKeys) {
+  for (const RowKind rows : {RowKind::dense, RowKind::ragged})
+    for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged})
+      for (const std::int64_t page : {1, 5, 16, 64, 100}) {
+        if (kv != KvKind::paged && page > 1) continue;
+        SCOPED_TRACE(testing::Message() << int(rows) << int(kv) << " page " << page);
+        Case c{.batch = 4, .hq = 4, .nq = 2, .nk = 300, .rows = rows, .kv = kv, .page = page};
+        expect_forward(c);
+        c.lengths = true;
+        c.options.mask = window(70, 0);
+        c.options.align = Align::end;
+        c.options.max_logit = c.options.key_mass = true;
+        expect_forward(c);
+      }
+}
+
+TEST_P(CpuDecode, MasksProgramsSinksAndDropout) {
+  std::vector<float> slopes{0.5f, 0.25f, -0.125f, 1.0f};
+  for (const Mask& m : {prefix(20),
+                        window(5, 3) || Mask::parse("k % 7 == 3"),
+                        Mask::parse("head == 0 || q % 3 != k % 5"),
+                        Mask::parse("k < 0")})
+    for (const bool plan : {false, true}) {
+      SCOPED_TRACE(m.text());
+      Case c{.batch = 2, .hq = 4, .hkv = 2, .nq = 5, .nk = 200, .mask_plan = plan};
+      c.options.mask = m;
+      c.options.align = Align::end;
+      c.options.score = alibi(Array(slopes, "slope"));
+      expect_forward(c);
+      c.options.score = softcap(20.0f);
+      c.options.dropout = 0.3;
+      c.options.seed = 5;
+      c.options.max_logit = true;
+      expect_forward(c);
+    }
+}
+
+// Sequence 0 alone is a prefill of many rows; the same rows in calls of a few take the decode tile.
+TEST_P(CpuDecode, BitsOfAPrefill) {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+    const std::int64_t n = 150;
+    const Tensor q = random_tensor(t, {1, 4, n, 72}, 1), k = random_tensor(t, {1, 2, n, 72}, 2),
+                 v = random_tensor(t, {1, 2, n, 40}, 3);
+    const Options o{.mask = causal() && window(90),
+                    .score = softcap(5.0f),
+                    .align = Align::end,
+                    .determinism = Determinism::invariant};
+    const Results whole = forward_of(q, k, v, o);
+    for (const std::int64_t rows : {1, 2, 3, 7})
+      for (std::int64_t i : {64, 127, 143}) {
+        const Results part = forward_of(
+            q.sliced(2, i, i + rows), k.sliced(2, 0, i + rows), v.sliced(2, 0, i + rows), o);
+        for (std::int64_t h = 0; h < 4; ++h)
+          for (std::int64_t r = 0; r < rows; ++r) {
+            SCOPED_TRACE(testing::Message() << name_of(t) << " row " << i + r << " of " << rows);
+            EXPECT_EQ(0,
+                      std::memcmp(
+                          whole.o.at({0, h, i + r, 0}), part.o.at({0, h, r, 0}), 40 * size_of(t)));
+            EXPECT_EQ(0, std::memcmp(whole.lse.at({0, h, i + r}), part.lse.at({0, h, r}), 4));
+          }
+      }
+  }
+}
+
+TEST_P(CpuDecode, KeysThatNoQueryKeepDoNoHarm) {
+  const std::int64_t n = 130;
+  for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+    const Tensor q = random_tensor(t, {1, 2, 1, 40}, 1), k = random_tensor(t, {1, 1, n, 40}, 2),
+                 v = random_tensor(t, {1, 1, n, 40}, 3);
+    const Options o{.mask = Mask::parse("k < 60"), .align = Align::start};
+    const Results before = forward_of(q, k, v, o);
+    const Tensor huge = converted(k, t), other = converted(v, t);
+    for (std::int64_t j = 60; j < n; ++j)
+      for (std::int64_t c = 0; c < 40; ++c)
+        for (const Tensor& x : {huge, other})
+          if (t == DType::f32)
+            *static_cast<float*>(x.at({0, 0, j, c})) = 1e30f;
+          else
+            *static_cast<std::uint16_t*>(x.at({0, 0, j, c})) = 0x7000;
+    const Results after = forward_of(q, huge, other, o);
+    EXPECT_EQ(0, std::memcmp(before.o.data, after.o.data, 2 * 40 * size_of(t))) << name_of(t);
+  }
+}
+
+TEST_P(CpuDecode, AScoreOrAValueThatIsNaNStaysWithItsQueries) {
+  const Tensor q = random_tensor(DType::f32, {1, 3, 1, 32}, 1),
+               k = random_tensor(DType::f32, {1, 1, 90, 32}, 2),
+               v = random_tensor(DType::f32, {1, 1, 90, 32}, 3);
+  *static_cast<float*>(q.at({0, 1, 0, 5})) = std::numeric_limits<float>::quiet_NaN();
+  const Results f = forward_of(q, k, v, {});
+  for (std::int64_t h = 0; h < 3; ++h)
+    EXPECT_EQ(h == 1, std::isnan(*static_cast<float*>(f.o.at({0, h, 0, 7})))) << h;
+}
+
+}  // namespace
+}  // namespace undivided::test
