@@ -74,8 +74,8 @@ TEST(DifferentialFused, FirstVersionHasTheBitsOfItsBranches) {
     for (const std::int64_t kv_heads : {1, 2})
       for (Form& form : forms(150)) {
         SCOPED_TRACE(form.name + " " + std::string(name_of(t)));
-        const Tensor q = wave(t, {2, 4, 130, 12}, 0), k = wave(t, {2, 2 * kv_heads, 150, 12}, 1),
-                     v = wave(t, {2, kv_heads, 150, 20}, 2);
+        const Tensor q = wave(t, {1, 4, 130, 12}, 0), k = wave(t, {1, 2 * kv_heads, 150, 12}, 1),
+                     v = wave(t, {1, kv_heads, 150, 20}, 2);
         const DifferentialForward f = differential(q, dense(k, v), v1.p, form.options, alone());
         Options same = form.options;
         same.out_dtype = DType::f32;
@@ -95,15 +95,15 @@ TEST(DifferentialFused, FirstVersionHasTheBitsOfItsBranches) {
 }
 
 TEST(DifferentialFused, SecondVersionHasTheBitsOfOneAttention) {
-  const Tensor logits = wave(DType::f32, {2, 4, 130}, 5);
+  const Tensor logits = wave(DType::f32, {1, 4, 130}, 5);
   DifferentialV2 p;
   p.logits = logits;
   for (const std::int64_t kv_heads : {1, 2, 4})
     for (Form& form : forms(150)) {
       SCOPED_TRACE(form.name);
-      const Tensor q = wave(DType::f32, {2, 8, 130, 12}, 0),
-                   k = wave(DType::f32, {2, kv_heads, 150, 12}, 1),
-                   v = wave(DType::f32, {2, kv_heads, 150, 20}, 2);
+      const Tensor q = wave(DType::f32, {1, 8, 130, 12}, 0),
+                   k = wave(DType::f32, {1, kv_heads, 150, 12}, 1),
+                   v = wave(DType::f32, {1, kv_heads, 150, 20}, 2);
       const DifferentialForward f = differential(q, dense(k, v), p, form.options, alone());
       const Forward one = attention(q, k, v, form.options, alone());
       ASSERT_EQ(f.branches.size(), 1u);

@@ -19,14 +19,16 @@ struct Worker {
   struct Branch {
     Branch(Arena& arena, const Setup& setup) : tiles(arena, setup) {
       const std::int64_t all = std::int64_t{setup.subs()} * setup.kernels->lanes;
-      o_t = arena.take<float>(all * setup.spec.dv);
+      o_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
       m = arena.take<float>(all);
       l = arena.take<float>(all);
     }
     ScoreTiles::Memory tiles;
     float *o_t, *m, *l;
   };
-  Worker(Arena& arena, const Setup& setup) : branch{Branch(arena, setup), Branch(arena, setup)} {}
+  Worker(Arena& arena, const Setup& setup) : branch{Branch(arena, setup), Branch(arena, setup)} {
+    branch[1].tiles.v_blocks = branch[0].tiles.v_blocks;  // one copy of V serves both
+  }
   std::array<Branch, 2> branch;
 };
 
@@ -43,7 +45,7 @@ class Call {
     const int count = static_cast<int>(std::min<std::int64_t>(setup_.tile, s.q_len - first));
     ScoreTiles both[2] = {ScoreTiles(run, worker.branch[0].tiles),
                           ScoreTiles(*runs_[1], worker.branch[1].tiles)};
-    const std::int64_t lanes = run.kernels.lanes, o_size = run.spec.dv * lanes;
+    const std::int64_t lanes = run.kernels.lanes, o_size = whole_blocks(run.spec.dv) * lanes;
     for (int c = 0; c < 2; ++c) {
       both[c].begin(s, b, branches_.paired ? 2 * h + c : h, first, count);
       const Worker::Branch& w = worker.branch[static_cast<std::size_t>(c)];
@@ -58,10 +60,7 @@ class Call {
         ScoreTiles& tiles = both[c];
         if (!tiles.visit(j)) continue;
         tiles.load_keys();
-        if (loaded)
-          tiles.share_values(both[0]);
-        else
-          tiles.load_values();
+        if (!loaded) tiles.load_values();
         loaded = true;
         absorb(tiles, worker.branch[static_cast<std::size_t>(c)]);
       }
@@ -97,7 +96,8 @@ class Call {
   /// The visited block enters the rows of one branch.
   void absorb(ScoreTiles& tiles, const Worker::Branch& w) const {
     const Run& run = *runs_[0];
-    const std::int64_t lanes = run.kernels.lanes, o_size = run.spec.dv * lanes;
+    const std::int64_t lanes = run.kernels.lanes, o_size = whole_blocks(run.spec.dv) * lanes;
+    alignas(64) float alpha[max_lanes];
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
@@ -107,10 +107,9 @@ class Call {
                           run.factor,
                           w.m + sub * lanes,
                           w.l + sub * lanes,
-                          w.o_t + sub * o_size,
-                          run.spec.dv,
+                          alpha,
                           tiles.vectors(sub));
-      tiles.accumulate_values(sub, p, w.o_t + sub * o_size);
+      tiles.accumulate_values(sub, p, alpha, w.o_t + sub * o_size);
     }
   }
 
@@ -128,8 +127,12 @@ class Call {
       rows[lane] =
           row_address(run.spec, run.args.o, tiles.sequence(), tiles.batch(), tiles.head(), token);
     }
-    run.kernels.unpack(
-        w.o_t + at * run.spec.dv, factor, tiles.lanes_of(sub), DType::f32, run.spec.dv, rows);
+    run.kernels.unpack(w.o_t + at * whole_blocks(run.spec.dv),
+                       factor,
+                       tiles.lanes_of(sub),
+                       DType::f32,
+                       run.spec.dv,
+                       rows);
   }
 
   const Branches& branches_;

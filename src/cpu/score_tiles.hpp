@@ -50,11 +50,6 @@ class ScoreTiles {
   bool visit(std::int64_t j0);
   void load_keys();  // of the visited block
   void load_values();
-  /// Reads the values that another head of the same block has loaded.
-  void share_values(const ScoreTiles& other) {
-    v_ = other.v_;
-    v_stride_ = other.v_stride_;
-  }
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.

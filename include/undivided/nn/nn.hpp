@@ -3,6 +3,8 @@
 #pragma once
 
 #include "undivided/nn/attention.hpp"
+#include "undivided/nn/differential.hpp"
+#include "undivided/nn/fastformer.hpp"
 #include "undivided/nn/layers.hpp"
 #include "undivided/nn/matrix.hpp"
 #include "undivided/nn/optimize.hpp"
