@@ -186,8 +186,9 @@ bool DifferentialData::forward_fused(const std::vector<Branch>& branches,
                                      const Epilogue& epilogue,
                                      DifferentialForward& f,
                                      const View& y) const {
-  if (!on_cpu() || statistic() == DType::f64 || context_.backend == Backend::reference ||
-      context_.backend == Backend::cuda)
+  // Products of a named precision are those of attention().
+  if (!on_cpu() || statistic() == DType::f64 || !options_.precision.follow ||
+      context_.backend == Backend::reference || context_.backend == Backend::cuda)
     return false;
   Options options = options_;
   options.out_dtype = DType::f32;
