@@ -32,7 +32,8 @@ std::string svg_of(const Chart& chart);
 /// FOLDER/claims/NAME.md and FOLDER/pictures/claim_NAME.svg.
 void write_page(const Page& page, const std::string& folder, const std::string& name);
 
-/// Best seconds of `runs` calls, after one that warms up.
+/// Best time of this thread over `runs` calls, after one that warms up: a neighbour on the core
+/// does not count.
 double best_seconds(int runs, const std::function<void()>& run);
 /// Least-squares slope of log y over log x.
 double slope(const std::vector<std::pair<double, double>>& points);
