@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of the demo for verbs other than attention(): each beside its meaning in float64.
-#include <chrono>
 #include <cmath>
 #include <functional>
 
@@ -11,10 +10,6 @@
 
 namespace undivided::cli {
 namespace {
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 struct Variant {
   std::string name, note;
