@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The usual commands; CMake presets and tools/ do the work.
-.PHONY: demo test bench bench-mask-torch bench-torch gallery papers gqa-uptraining build lint format fuzz clean bootstrap
+.PHONY: demo test bench bench-mask-torch bench-torch gallery papers gqa-uptraining train-gates build lint format fuzz clean bootstrap
 
 demo: build
 	@bash -c 'source tools/environment && build/release/undivided demo'
@@ -25,6 +25,14 @@ bench-torch: bootstrap
 	@[ -x build/torch/bin/python ] || python3 -m venv build/torch
 	@build/torch/bin/python -m pip install -q --disable-pip-version-check numpy torch
 	@build/torch/bin/python bench/torch_cpu.py
+
+# Claims of papers, with tables and pictures in docs/: some minutes on one core.
+papers: bootstrap
+	@tools/build release bench_papers
+	@build/release/bench/bench_papers docs
+
+train-gates: build
+	@tools/train_gates
 
 build: bootstrap
 	@tools/build release undivided_cli

@@ -22,6 +22,7 @@
 #include "cli/device.hpp"
 #include "cli/measure.hpp"
 #include "core/build_info.hpp"
+#include "core/generator.hpp"
 #include "cpu/isa.hpp"
 #include "cuda/driver.hpp"
 
@@ -122,7 +123,41 @@ double overhead_seconds(const Row& r, const Workload& w, const Context& context)
   return median(times);
 }
 
+/// Differential attention, first version: pairs of heads of width d over values of 2 d, as the verb
+/// computes them, in turns with the row beside it.
+Figures differential_figures(const Row& r, double budget, const Peak& peak) {
+  Context context;
+  context.backend = Backend::cpu;
+  context.executor = &inline_executor();
+  const auto tensor = [&](std::int64_t heads, std::int64_t d, std::uint64_t seed) {
+    return random_normal(r.dtype, {r.batch, heads, r.k_len, d}, seed);
+  };
+  const Tensor q = tensor(r.heads, r.d, 1), k = tensor(r.heads, r.d, 2),
+               v = tensor(r.heads / 2, 2 * r.d, 3),
+               lambda = random_normal(DType::f32, {r.d}, 4, .1);
+  DifferentialV1 p;
+  p.q1 = p.k1 = p.q2 = p.k2 = lambda;
+  const Job other(workload_of(*r.beside), false, context);
+  const double other_flops = other.forward_flops();
+  Options options = workload_of(*r.beside).options;
+  std::vector<double> own, others;
+  repeat(2 * budget, 4, [&] {
+    own.push_back(time_of([&] { differential(q, dense(k, v), p, options, context); }));
+    others.push_back(time_of([&] { other.run_forward(); }));
+  });
+  Figures f;
+  f.seconds = median(own);
+  // A branch sees the pairs of the row beside, with queries of d and values of 2 d.
+  f.flops = static_cast<double>(r.heads) / static_cast<double>(r.beside->heads) *
+            static_cast<double>(other.kept_pairs()) * 2 * 3 * static_cast<double>(r.d);
+  f.gflops = f.flops / f.seconds * 1e-9;
+  f.of_peak = peak.gflops > 0 ? f.gflops / peak.gflops : 0;
+  f.rate_ratio = f.flops / f.seconds / (other_flops / median(others));
+  return f;
+}
+
 Figures measured(const Row& r, Backend backend, double budget, const Peak& peak) {
+  if (r.direction == "differential") return differential_figures(r, budget, peak);
   const Threads threads(r.threads);
   Context context;
   const auto plans = make_library();  // a plan is made for the instruction set of its day
@@ -208,7 +243,7 @@ nlohmann::ordered_json json_of(
                                 {"q_len", r.q_len},
                                 {"k_len", r.k_len},
                                 {"d", r.d},
-                                {"dv", r.d},
+                                {"dv", r.direction == "differential" ? 2 * r.d : r.d},
                                 {"mask", mask_text(r)},
                                 {"score", r.score},
                                 {"threads", r.threads},

@@ -157,6 +157,13 @@ void add_long(List& list) {
     r.page = 16;
     list.add_beside(r, dense, .97);
   }
+  for (const char* mask : {"full", "causal"}) {  // heads of 2 x 64 beside attention of d 128
+    Row one = forward, r = forward;
+    r.direction = "differential";
+    r.d = 64;
+    one.mask = r.mask = mask;
+    list.add_beside(r, one, .90);
+  }
   Row contended = forward;
   contended.threads = default_executor().workers();
   contended.contended = true;

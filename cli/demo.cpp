@@ -52,19 +52,6 @@ Truth truth_of(const Form& form) {
   return t;
 }
 
-/// Largest difference as part of the oracle's largest value.
-double error_of(const Tensor& result, const Tensor& oracle) {
-  const Tensor mine = converted(on_host(result), DType::f64);
-  const auto *a = mine.ptr<double>(), *b = oracle.ptr<double>();
-  double worst = 0, largest = 0;
-  for (std::int64_t i = 0; i < oracle.count(); ++i) {
-    const double difference = std::fabs(a[i] - b[i]);
-    worst = difference <= worst ? worst : difference;  // a NaN stays
-    largest = std::max(largest, std::fabs(b[i]));
-  }
-  return largest > 0 ? worst / largest : worst;
-}
-
 Workload in_dtype(const Workload& work, DType dtype) {
   Workload w = work;
   for (View* v : {&w.q.data, &w.kv.k, &w.kv.v}) {
@@ -227,6 +214,7 @@ int run(const Flags& f) {
       show(row_of(
           half, same_values ? truth : truth_of(half), half.work, cuda_context, gpu_peak, 2e-3));
     }
+    for (const DemoRow& r : variant_rows(input, cpu, peak)) show(r);
     add_pictures(report, forms, cpu);
   }
   write_file(f.report, html_of(report));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cli/measure.hpp"
+#include "cli/report.hpp"
 
 namespace undivided::cli {
 
@@ -28,5 +29,10 @@ Input large_input(std::int64_t heads, std::int64_t tokens, std::int64_t dim);
 
 /// Later work adds its forms here.
 std::vector<Form> forms_of(const Input& input);
+
+/// Largest difference as part of the oracle's largest value.
+double error_of(const Tensor& result, const Tensor& oracle);
+/// Variants that are verbs of their own, on the CPU: measured and judged against float64.
+std::vector<DemoRow> variant_rows(const Input& input, const Context& context, const Peak& peak);
 
 }  // namespace undivided::cli

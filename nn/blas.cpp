@@ -69,31 +69,7 @@ void product(const Context& context,
                         [&](std::int64_t i, int) { part(i * rows, std::min(rows, m - i * rows)); });
 }
 
-template void product<float>(const Context&,
-                             bool,
-                             bool,
-                             std::int64_t,
-                             std::int64_t,
-                             std::int64_t,
-                             const float*,
-                             std::int64_t,
-                             const float*,
-                             std::int64_t,
-                             float,
-                             float*,
-                             std::int64_t);
-template void product<double>(const Context&,
-                              bool,
-                              bool,
-                              std::int64_t,
-                              std::int64_t,
-                              std::int64_t,
-                              const double*,
-                              std::int64_t,
-                              const double*,
-                              std::int64_t,
-                              double,
-                              double*,
-                              std::int64_t);
+template decltype(product<float>) product<float>;
+template decltype(product<double>) product<double>;
 
 }  // namespace undivided::nn

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encoder and decoder layers.
+#include "undivided/nn/differential.hpp"
+#include "undivided/nn/fastformer.hpp"
 #include "undivided/nn/transformer.hpp"
 
 namespace undivided::nn {
@@ -21,33 +23,39 @@ AttentionOptions without_rope(AttentionOptions o) {
 
 }  // namespace
 
-template <class T>
-EncoderLayer<T>::EncoderLayer(const LayerOptions& o)
-    : self_attn(o.attention), feed(feed_of<T>(o)), norm1(residual<T>(o)), norm2(residual<T>(o)) {}
+template <class T, class Self>
+EncoderLayer<T, Self>::EncoderLayer(const LayerOptions& o, Self self)
+    : self_attn(std::move(self)),
+      feed(feed_of<T>(o)),
+      norm1(residual<T>(o)),
+      norm2(residual<T>(o)),
+      causal_(o.causal) {}
 
-template <class T>
-Matrix<T> EncoderLayer<T>::forward(const Matrix<T>& x,
-                                   const Extent& extent,
-                                   Pass& pass,
-                                   Saved* s) const {
+template <class T, class Self>
+Matrix<T> EncoderLayer<T, Self>::forward(const Matrix<T>& x,
+                                         const Extent& extent,
+                                         Pass& pass,
+                                         Saved* s) const {
   const Matrix<T> a = norm1.forward(x, pass, s ? &s->norm1 : nullptr, [&](const Matrix<T>& in) {
-    return self_attn.self(in, extent, false, pass, s ? &s->attention : nullptr);
+    return self_attn.self(in, extent, causal_, pass, s ? &s->attention : nullptr);
   });
   return norm2.forward(a, pass, s ? &s->norm2 : nullptr, [&](const Matrix<T>& in) {
     return feed.forward(in, pass, s ? &s->feed : nullptr);
   });
 }
 
-template <class T>
-Matrix<T> EncoderLayer<T>::backward(const Saved& s, const Matrix<T>& dy, const Context& context) {
+template <class T, class Self>
+Matrix<T> EncoderLayer<T, Self>::backward(const Saved& s,
+                                          const Matrix<T>& dy,
+                                          const Context& context) {
   const Matrix<T> da = norm2.backward(
       s.norm2, dy, [&](const Matrix<T>& d) { return feed.backward(s.feed, d, context); });
   return norm1.backward(
       s.norm1, da, [&](const Matrix<T>& d) { return self_attn.backward(s.attention, d, context); });
 }
 
-template <class T>
-void EncoderLayer<T>::collect(const std::string& prefix, ParameterList<T>& list) {
+template <class T, class Self>
+void EncoderLayer<T, Self>::collect(const std::string& prefix, ParameterList<T>& list) {
   self_attn.collect(prefix + "self_attn.", list);
   feed.collect(prefix, list);
   norm1.norm.collect(prefix + "norm1.", list);
@@ -124,6 +132,10 @@ void DecoderLayer<T>::collect(const std::string& prefix, ParameterList<T>& list)
 
 template class EncoderLayer<float>;
 template class EncoderLayer<double>;
+template class EncoderLayer<float, DifferentialAttention<float>>;
+template class EncoderLayer<double, DifferentialAttention<double>>;
+template class EncoderLayer<float, Fastformer<float>>;
+template class EncoderLayer<double, Fastformer<double>>;
 template class DecoderLayer<float>;
 template class DecoderLayer<double>;
 

@@ -52,9 +52,10 @@ struct DifferentialForward {
 /// V1: Q [batch, 2 heads, token, d], K [batch, 2 kv heads, token, d], V [batch, kv heads, token,
 /// Dv] (Dv = 2d in the paper); O_h = (1 - lambda_init) RMSNorm(A1 - lambda A2) with A_c =
 /// softmax(Q_c K_c^T) V. V2: Q has 2h heads, K and V are those of grouped attention. A mask or
-/// score sees the heads of each attention call: h of them in V1, 2h in V2. Composed of attention()
-/// and an epilogue that runs on the host: on CUDA it copies, waits for the stream and is refused
-/// during capture. Rows are dense without lengths, or ragged.
+/// score sees the heads of each attention call: h of them in V1, 2h in V2. On the CPU more than 64
+/// queries run as one sweep that reads V once for both; else attention() of each, then an epilogue
+/// on the host: on CUDA that copies, waits for the stream and is refused during capture. Rows are
+/// dense without lengths, or ragged.
 DifferentialForward differential(const Rows& q,
                                  const Kv& kv,
                                  const DifferentialV1& parameters,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Differential attention, composed: attention of each component with the same V, then an epilogue.
+// Differential attention: attention of each component with the same V, then an epilogue.
 //
 //   V1  O_h = (1 - lambda_init) RMSNorm(A_h1 - lambda A_h2)   (Ye et al. 2024, eq. 1 to 3)
 //   V2  O_h = A_2h - sigmoid(logit) A_2h+1
@@ -10,7 +10,6 @@
 
 #include <cmath>
 
-#include "attention/differential_rows.hpp"
 #include "attention/execute.hpp"
 #include "cuda/memory.hpp"
 
@@ -63,15 +62,12 @@ DifferenceNorm norm_of(const DifferentialData& data,
 }
 
 /// The rows of one component, and the KV heads it reads.
-struct Component {
-  Rows q;
-  Kv kv;
-};
-
-Component component(const DifferentialData& d, DifferentialPairing pairing, std::int64_t c) {
+DifferentialData::Branch component(const DifferentialData& d,
+                                   DifferentialPairing pairing,
+                                   std::int64_t c) {
   const std::int64_t hq = d.q.data.size(1) / 2, hkv = d.kv.k.size(1) / 2;
   const bool halves = pairing == DifferentialPairing::halves;
-  Component x{d.q, d.kv};
+  DifferentialData::Branch x{d.q, d.kv};
   x.q.data = halves ? every_head(d.q.data, c * hq, 1, hq) : every_head(d.q.data, c, 2, hq);
   x.kv.k = halves ? every_head(d.kv.k, c * hkv, 1, hkv) : every_head(d.kv.k, c, 2, hkv);
   return x;
@@ -177,17 +173,12 @@ DifferentialForward differential(const Rows& q,
                                  const Context& context) {
   const DifferentialData d = prepare_v1(q, kv, p, options, context);
   const DifferenceNorm norm = norm_of(d, p, lambda_vectors(d, p));
-  DifferentialForward f;
-  f.options = options;
+  DifferentialForward f =
+      d.forward({component(d, p.pairing, 0), component(d, p.pairing, 1)},
+                [&](const View& o1, const View& o2, const View& o, const RowSpan& rows) {
+                  difference_norm(norm, o1, o2, o, rows);
+                });
   f.lambda = norm.lambda;
-  for (std::int64_t c = 0; c < 2; ++c) {
-    const Component x = component(d, p.pairing, c);
-    f.branches.push_back(d.attend(x.q, x.kv));
-  }
-  const Tensor o1 = d.host_rows(f.branches[0].o), o2 = d.host_rows(f.branches[1].o);
-  const Tensor y = Tensor::empty_like(o1, o1.dtype);
-  difference_norm(norm, o1, o2, y, executor_of(context));
-  f.o = d.result(y);
   return f;
 }
 
@@ -214,7 +205,7 @@ DifferentialGradients differential_backward(const View& dout,
   const Tensor dq = d.room(d.q.data), dk = d.room(d.kv.k), dv = d.room(d.kv.v),
                dv2 = d.room(d.kv.v);
   for (std::int64_t c = 0; c < 2; ++c) {
-    const Component x = component(d, p.pairing, c);
+    const DifferentialData::Branch x = component(d, p.pairing, c);
     d.attend_backward(c == 0 ? d1 : d2,
                       x.q,
                       x.kv,
@@ -242,16 +233,11 @@ DifferentialForward differential(const Rows& q,
                                  const Options& options,
                                  const Context& context) {
   const DifferentialData d = prepare_v2(q, kv, p, options, context);
-  const std::int64_t heads = d.q.data.size(1) / 2;
-  DifferentialForward f;
-  f.options = options;
-  f.branches.push_back(d.attend(d.q, d.kv));
-  const Tensor o = d.host_rows(f.branches[0].o);
-  const View o1 = every_head(o, 0, 2, heads), o2 = every_head(o, 1, 2, heads);
-  const Tensor y = Tensor::empty_like(o1, o.dtype);
-  sigmoid_difference(host_logits(p.logits, context), o1, o2, y, executor_of(context));
-  f.o = d.result(y);
-  return f;
+  const Tensor logits = host_logits(p.logits, context);
+  return d.forward({{d.q, d.kv}},
+                   [&](const View& o1, const View& o2, const View& o, const RowSpan& rows) {
+                     sigmoid_difference(logits, o1, o2, o, rows);
+                   });
 }
 
 DifferentialGradients differential_backward(const View& dout,

@@ -4,10 +4,12 @@
 
 #include <fmt/format.h>
 
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "attention/differential_rows.hpp"
 #include "undivided/variants.hpp"
 
 namespace undivided {
@@ -38,6 +40,17 @@ class DifferentialData {
   std::vector<double> vector(const char* name, const View& v) const;
 
   Forward attend(const Rows& rows, const Kv& keys) const;
+
+  /// One attention whose heads 2h and 2h + 1 make head h, or two that make head h of their heads h.
+  struct Branch {
+    Rows q;
+    Kv kv;
+  };
+  /// Runs the branches, and the epilogue on rows of `o` (on the host, statistic() dtype): in one
+  /// sweep that reads V once where that exists, else one attention after another.
+  using Epilogue =
+      std::function<void(const View& o1, const View& o2, const View& o, const RowSpan& rows)>;
+  DifferentialForward forward(const std::vector<Branch>& branches, const Epilogue& epilogue) const;
   /// Writes the gradients, of statistic() dtype, into views of any stride. `dout` is on the host.
   void attend_backward(const View& dout,
                        const Rows& rows,
@@ -50,14 +63,16 @@ class DifferentialData {
   Tensor host_rows(const Tensor& o) const;
   /// dO on the host in statistic() dtype, once it is seen to be like O.
   Tensor host_gradient(const View& dout, const View& o) const;
-  /// Rows from the host in the shape, dtype and place of the result.
-  Tensor result(const Tensor& host) const;
   Tensor room(const View& like) const;
   /// A gradient in the dtype and rank of its input.
   Tensor gradient(const Tensor& sum, const View& input) const;
   Tensor gradient_sum(const Tensor& a, const Tensor& b, const View& input) const;
 
  private:
+  bool forward_fused(const std::vector<Branch>& branches,
+                     const Epilogue& epilogue,
+                     DifferentialForward& f,
+                     const View& y) const;
   View rows_of(const View& o) const;
   bool on_cpu() const { return q.data.device.kind == Device::Kind::cpu; }
   bool single_ = false;

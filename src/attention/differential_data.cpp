@@ -5,6 +5,9 @@
 
 #include "attention/differential.hpp"
 #include "attention/execute.hpp"
+#include "attention/head_rows.hpp"
+#include "cpu/backend.hpp"
+#include "cpu/differential.hpp"
 #include "cuda/memory.hpp"
 
 namespace undivided {
@@ -168,16 +171,99 @@ Tensor DifferentialData::host_gradient(const View& dout, const View& o) const {
   return converted(rows_of(host ? static_cast<const View&>(host) : dout), statistic());
 }
 
-Tensor DifferentialData::result(const Tensor& host) const {
+namespace {
+
+/// The two branches' rows of the same output head, [batch, head, token, Dv].
+std::pair<View, View> branch_rows(const View& a, const View& b, bool paired) {
+  const std::int64_t heads = a.size(1) / 2;
+  return paired ? std::pair{every_head(a, 0, 2, heads), every_head(a, 1, 2, heads)}
+                : std::pair{a, b};
+}
+
+}  // namespace
+
+bool DifferentialData::forward_fused(const std::vector<Branch>& branches,
+                                     const Epilogue& epilogue,
+                                     DifferentialForward& f,
+                                     const View& y) const {
+  // Products of a named precision are those of attention().
+  if (!on_cpu() || statistic() == DType::f64 || !options_.precision.follow ||
+      context_.backend == Backend::reference || context_.backend == Backend::cuda)
+    return false;
+  Options options = options_;
+  options.out_dtype = DType::f32;
+  std::vector<Problem> problems;
+  for (const Branch& b : branches) {
+    problems.push_back(resolve(b.q, b.kv, options));
+    Problem& p = problems.back();
+    // Few queries fill lanes with the heads of a group, or split the keys: attention() does both.
+    if (p.bounds.max_q_len <= MaskPlan::block || !cpu::support(p.spec, p.bounds, context_).ok)
+      return false;
+    std::vector<std::int64_t> shape = shape_of(b.q.data);
+    shape.back() = p.spec.dv;
+    Forward& one = f.branches.emplace_back();
+    one.options = options;
+    one.o = allocate(context_, {}, DType::f32, shape);
+    shape.pop_back();
+    if (q.offsets) std::swap(shape[0], shape[1]);
+    one.lse = allocate(context_, {}, DType::f32, shape);
+    p.args.o = one.o;
+    p.args.lse = one.lse;
+  }
+  for (Problem& p : problems) {
+    add_mask_plan(p, context_);
+    p.spec.op = Operation::differential;
+  }
+  cpu::Branches both{problems[0].spec,
+                     problems[0].bounds,
+                     {&problems.front().args, &problems.back().args},
+                     problems.size() == 1};
+  const auto [o1, o2] =
+      branch_rows(rows_of(f.branches.front().o), rows_of(f.branches.back().o), both.paired);
+  const cpu::Differential call(both, context_);
+  const Library::Workspace workspace(library_of(context_), call.workspace(), {}, context_);
+  call.run(
+      workspace.data(),
+      [&, &o1 = o1, &o2 = o2](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t n) {
+        epilogue(o1, o2, y, {b, h, first, n});
+      },
+      context_);
+  return true;
+}
+
+DifferentialForward DifferentialData::forward(const std::vector<Branch>& branches,
+                                              const Epilogue& epilogue) const {
+  DifferentialForward f;
+  f.options = options_;
+  std::vector<std::int64_t> shape = shape_of(q.data);
+  shape[1] /= 2;
+  shape.back() = kv.v.size(-1);
   const DType dtype = options_.out_dtype.value_or(q.data.dtype);
-  const View rows = q.offsets ? host.selected(0, 0).permuted({1, 0, 2}) : View(host);
-  Tensor o = allocate(context_, q.data.device, dtype, shape_of(rows));
-  if (on_cpu())
-    copy(rows, o);
-  else
-    cuda::copy_to_device(converted(rows, dtype), o, context_.stream);
-  if (single_) static_cast<View&>(o) = o.selected(0, 0);
-  return o;
+  f.o = allocate(context_, q.data.device, dtype, shape);
+  const bool in_place = on_cpu() && dtype == statistic();
+  const Tensor host = in_place ? f.o : Tensor::empty_like(f.o, statistic());
+  const View y = rows_of(host);
+  if (!forward_fused(branches, epilogue, f, y)) {
+    f.branches.clear();
+    std::vector<Tensor> o;
+    for (const Branch& b : branches) {
+      f.branches.push_back(attend(b.q, b.kv));
+      o.push_back(host_rows(f.branches.back().o));
+    }
+    const auto [o1, o2] = branch_rows(o.front(), o.back(), branches.size() == 1);
+    for_each_head(
+        y, executor_of(context_), [&, &o1 = o1, &o2 = o2](std::int64_t b, std::int64_t h) {
+          epilogue(o1, o2, y, {b, h, 0, y.size(2)});
+        });
+  }
+  if (!in_place) {
+    if (on_cpu())
+      copy(host, f.o);
+    else
+      cuda::copy_to_device(converted(host, dtype), f.o, context_.stream);
+  }
+  if (single_) static_cast<View&>(f.o) = f.o.selected(0, 0);
+  return f;
 }
 
 Tensor DifferentialData::room(const View& like) const {

@@ -6,21 +6,10 @@
 #include <cmath>
 #include <cstddef>
 
+#include "attention/head_rows.hpp"
+
 namespace undivided {
 namespace {
-
-template <class T>
-T* row(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
-  return static_cast<T*>(v.data) + b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
-}
-
-/// fn(batch, head, index of the pair) for every head of every batch item.
-template <class F>
-void for_each_head(const View& v, Executor& executor, F&& fn) {
-  const std::int64_t heads = v.size(1);
-  executor.parallel_for(v.size(0) * heads,
-                        [&](std::int64_t n, int) { fn(n / heads, n % heads, n); });
-}
 
 double weight_at(const DifferenceNorm& norm, std::int64_t c) {
   return norm.weight.empty() ? 1.0 : norm.weight[static_cast<std::size_t>(c)];
@@ -30,29 +19,42 @@ double scalar(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
   return load_element(v.dtype, v.at({b, h, i}));
 }
 
+/// In T with many partial sums, so that it runs in vectors: the forward calls it for each row while
+/// the row is in the cache.
 template <class T>
 double inverse_rms(const DifferenceNorm& norm, const T* a, const T* b, std::int64_t dim) {
+  constexpr std::int64_t wide = 16;
+  const T lambda = static_cast<T>(norm.lambda);
+  T part[wide] = {};
+  std::int64_t c = 0;
+  for (; c + wide <= dim; c += wide)
+    for (std::int64_t i = 0; i < wide; ++i) {
+      const T x = a[c + i] - lambda * b[c + i];
+      part[i] += x * x;
+    }
   double sum = 0;
-  for (std::int64_t c = 0; c < dim; ++c) {
-    const double x = a[c] - norm.lambda * b[c];
+  for (; c < dim; ++c) {
+    const double x = a[c] - lambda * b[c];
     sum += x * x;
   }
+  for (const T x : part) sum += x;
   return 1 / std::sqrt(sum / static_cast<double>(dim) + norm.eps);
 }
 
 template <class T>
 void norm_forward(
-    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor) {
+    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, const RowSpan& at) {
   const std::int64_t dim = o1.size(3);
-  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
-    for (std::int64_t i = 0; i < o1.size(2); ++i) {
-      const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i);
-      T* out = row<T>(y, b, h, i);
-      const double r = inverse_rms(norm, p, q, dim) * norm.gain;
-      for (std::int64_t c = 0; c < dim; ++c)
-        out[c] = static_cast<T>(r * weight_at(norm, c) * (p[c] - norm.lambda * q[c]));
-    }
-  });
+  const T lambda = static_cast<T>(norm.lambda);
+  for (std::int64_t i = at.first; i < at.first + at.count; ++i) {
+    const T *p = row<T>(o1, at.b, at.h, i), *q = row<T>(o2, at.b, at.h, i);
+    T* out = row<T>(y, at.b, at.h, i);
+    const T r = static_cast<T>(inverse_rms(norm, p, q, dim) * norm.gain);
+    for (std::int64_t c = 0; c < dim; ++c) out[c] = r * (p[c] - lambda * q[c]);
+    if (norm.weight.empty()) continue;
+    const double* weight = norm.weight.data();
+    for (std::int64_t c = 0; c < dim; ++c) out[c] *= static_cast<T>(weight[c]);
+  }
 }
 
 template <class T>
@@ -66,8 +68,8 @@ DifferenceNormGradient norm_backward(const DifferenceNorm& norm,
   const std::int64_t dim = o1.size(3), heads = o1.size(0) * o1.size(1);
   const auto width = static_cast<std::size_t>(dim + 1);  // the weight's gradient, then lambda's
   std::vector<double> parts(static_cast<std::size_t>(heads) * width);
-  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t n) {
-    double* part = parts.data() + static_cast<std::size_t>(n) * width;
+  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h) {
+    double* part = parts.data() + static_cast<std::size_t>(b * o1.size(1) + h) * width;
     for (std::int64_t i = 0; i < o1.size(2); ++i) {
       const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i), *g = row<T>(dy, b, h, i);
       T *to1 = row<T>(d1, b, h, i), *to2 = row<T>(d2, b, h, i);
@@ -100,15 +102,13 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 template <class T>
 void sigmoid_forward(
-    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor) {
-  for_each_head(o1, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
-    for (std::int64_t i = 0; i < o1.size(2); ++i) {
-      const double s = sigmoid(scalar(logits, b, h, i));
-      const T *p = row<T>(o1, b, h, i), *q = row<T>(o2, b, h, i);
-      T* out = row<T>(y, b, h, i);
-      for (std::int64_t c = 0; c < o1.size(3); ++c) out[c] = static_cast<T>(p[c] - s * q[c]);
-    }
-  });
+    const View& logits, const View& o1, const View& o2, const View& y, const RowSpan& at) {
+  for (std::int64_t i = at.first; i < at.first + at.count; ++i) {
+    const T s = static_cast<T>(sigmoid(scalar(logits, at.b, at.h, i)));
+    const T *p = row<T>(o1, at.b, at.h, i), *q = row<T>(o2, at.b, at.h, i);
+    T* out = row<T>(y, at.b, at.h, i);
+    for (std::int64_t c = 0; c < o1.size(3); ++c) out[c] = p[c] - s * q[c];
+  }
 }
 
 template <class T>
@@ -119,7 +119,7 @@ void sigmoid_backward(const View& logits,
                       const View& d2,
                       const View& dlogits,
                       Executor& executor) {
-  for_each_head(o2, executor, [&](std::int64_t b, std::int64_t h, std::int64_t) {
+  for_each_head(o2, executor, [&](std::int64_t b, std::int64_t h) {
     for (std::int64_t i = 0; i < o2.size(2); ++i) {
       const double s = sigmoid(scalar(logits, b, h, i));
       const T *q = row<T>(o2, b, h, i), *g = row<T>(dy, b, h, i);
@@ -137,9 +137,12 @@ void sigmoid_backward(const View& logits,
 
 }  // namespace
 
-void difference_norm(
-    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor) {
-  (o1.dtype == DType::f64 ? norm_forward<double> : norm_forward<float>)(norm, o1, o2, y, executor);
+void difference_norm(const DifferenceNorm& norm,
+                     const View& o1,
+                     const View& o2,
+                     const View& y,
+                     const RowSpan& rows) {
+  (o1.dtype == DType::f64 ? norm_forward<double> : norm_forward<float>)(norm, o1, o2, y, rows);
 }
 
 DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
@@ -154,9 +157,9 @@ DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
 }
 
 void sigmoid_difference(
-    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor) {
+    const View& logits, const View& o1, const View& o2, const View& y, const RowSpan& rows) {
   (o1.dtype == DType::f64 ? sigmoid_forward<double>
-                          : sigmoid_forward<float>)(logits, o1, o2, y, executor);
+                          : sigmoid_forward<float>)(logits, o1, o2, y, rows);
 }
 
 void sigmoid_difference_backward(const View& logits,

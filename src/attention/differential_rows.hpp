@@ -17,8 +17,13 @@ struct DifferenceNorm {
 
 // Views are on the host, [batch, head, token, Dv], with unit last stride, all f32 or all f64.
 
+/// Some rows of one head.
+struct RowSpan {
+  std::int64_t b, h, first, count;
+};
+
 void difference_norm(
-    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, Executor& executor);
+    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, const RowSpan& rows);
 
 struct DifferenceNormGradient {
   double lambda = 0;
@@ -35,7 +40,7 @@ DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
 
 /// y = o1 - sigmoid(logit) o2; logits are f32 or f64 [batch, head, token].
 void sigmoid_difference(
-    const View& logits, const View& o1, const View& o2, const View& y, Executor& executor);
+    const View& logits, const View& o1, const View& o2, const View& y, const RowSpan& rows);
 void sigmoid_difference_backward(const View& logits,
                                  const View& dy,
                                  const View& o2,

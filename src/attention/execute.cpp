@@ -50,7 +50,7 @@ std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& co
   });
 }
 
-void execute(Problem& problem, const Context& context) {
+void add_mask_plan(Problem& problem, const Context& context) {
   Args& args = problem.args;
   bool lengths_here = true;
   for (const View* v : {&args.q.offsets,
@@ -60,15 +60,18 @@ void execute(Problem& problem, const Context& context) {
                         &args.q_origin,
                         &args.k_origin})
     lengths_here &= here(*v);
-  if (lengths_here && wants_mask_plan(problem) && context.backend != Backend::reference) {
-    args.mask_plan = plan_of_mask(problem, context);
-    problem.spec.mask_plan = true;
-  }
+  if (!lengths_here || !wants_mask_plan(problem) || context.backend == Backend::reference) return;
+  args.mask_plan = plan_of_mask(problem, context);
+  problem.spec.mask_plan = true;
+}
+
+void execute(Problem& problem, const Context& context) {
+  add_mask_plan(problem, context);
   std::vector<Tensor> keep;
   if (problem.device.kind != Device::Kind::cpu) move_to_device(problem, context, keep);
   const Plan p = plan(problem.spec, rounded(problem.bounds), problem.device, context);
   const Library::Workspace workspace(library_of(context), p.workspace(), problem.device, context);
-  p.run(args, workspace.data(), context);
+  p.run(problem.args, workspace.data(), context);
 }
 
 }  // namespace undivided

@@ -11,7 +11,10 @@ namespace undivided {
 /// Rounds each bound up to a power of two, so that a growing decode stays warm.
 Bounds rounded(const Bounds& bounds);
 
-/// Plans (or finds the plan), takes a workspace, runs. Adds a mask plan where it pays.
+/// Attaches a mask plan where it pays.
+void add_mask_plan(Problem& problem, const Context& context);
+
+/// Plans (or finds the plan), takes a workspace, runs, with a mask plan where it pays.
 void execute(Problem& problem, const Context& context);
 
 /// Copies host lengths, offsets, tables, origins and captured arrays to the device of the data. The

@@ -10,19 +10,15 @@
 #include <limits>
 #include <vector>
 
+#include "attention/head_rows.hpp"
+
 namespace undivided {
 namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 double* row(const Tensor& t, std::int64_t b, std::int64_t h, std::int64_t i) {
-  return t.ptr<double>() + b * t.stride[0] + h * t.stride[1] + i * t.stride[2];
-}
-
-template <class F>
-void for_each_head(const Tensor& x, Executor& executor, F&& fn) {
-  const std::int64_t heads = x.size(1);
-  executor.parallel_for(x.size(0) * heads, [&](std::int64_t n, int) { fn(n / heads, n % heads); });
+  return row<double>(t, b, h, i);
 }
 
 /// The heads that a logit of head h reads, and where in w its part begins.

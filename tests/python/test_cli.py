@@ -456,7 +456,7 @@ def test_demo_writes_a_page_that_needs_nothing(tmp_path):
     rows = [json.loads(line) for line in result.stdout.strip().split("\n")]
     forms = {r["form"] for r in rows}
     assert {"MHA", "GQA", "MQA", "causal", "window", "documents", "ALiBi", "softcap", "ragged", "paged", "dropout",
-            "backward"} <= forms
+            "backward", "diff", "fastformer", "chunked", "sparse"} <= forms
     assert all(r["passed"] for r in rows) and len({r["input"] for r in rows}) == 2
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/png;base64,") >= 3 and "<svg" in page

@@ -4,6 +4,8 @@
 
 #include "undivided/nn/attention.hpp"
 #include "undivided/nn/convert.hpp"
+#include "undivided/nn/differential.hpp"
+#include "undivided/nn/fastformer.hpp"
 #include "undivided/nn/layers.hpp"
 #include "undivided/nn/matrix.hpp"
 #include "undivided/nn/optimize.hpp"

@@ -2,7 +2,9 @@
 // Encoder and decoder layers and the encoder-decoder of "Attention Is All You Need" (2017).
 #pragma once
 
+#include <concepts>
 #include <memory>
+#include <utility>
 
 #include "undivided/nn/attention.hpp"
 
@@ -54,17 +56,23 @@ struct LayerOptions {
   double eps = 1e-5;
   double dropout = 0;         ///< on each sub-layer's output
   double hidden_dropout = 0;  ///< on the feed-forward's activations
+  bool causal = false;        ///< an encoder layer looks back only: a decoder-only block
 };
 
-template <class T>
+/// Self-attention is of any kind: multi-head, DifferentialAttention or Fastformer.
+template <class T, class Self = MultiHeadAttention<T>>
 class EncoderLayer {
  public:
   struct Saved {
-    typename MultiHeadAttention<T>::Saved attention;
+    typename Self::Saved attention;
     typename FeedForward<T>::Saved feed;
     typename Residual<T>::Saved norm1, norm2;
   };
-  explicit EncoderLayer(const LayerOptions& options);
+  explicit EncoderLayer(const LayerOptions& options)
+    requires std::constructible_from<Self, AttentionOptions>
+      : EncoderLayer(options, Self(options.attention)) {}
+  /// Of options.attention only embed_dim and bias are read.
+  EncoderLayer(const LayerOptions& options, Self self);
   Matrix<T> forward(const Matrix<T>& x,
                     const Extent& extent,
                     Pass& pass,
@@ -72,9 +80,12 @@ class EncoderLayer {
   Matrix<T> backward(const Saved& saved, const Matrix<T>& dy, const Context& context = {});
   void collect(const std::string& prefix, ParameterList<T>& list);
 
-  MultiHeadAttention<T> self_attn;
+  Self self_attn;
   FeedForward<T> feed;
   Residual<T> norm1, norm2;
+
+ private:
+  bool causal_ = false;
 };
 
 template <class T>
