@@ -218,14 +218,14 @@ bool DifferentialData::forward_fused(const std::vector<Branch>& branches,
                      problems[0].bounds,
                      {&problems.front().args, &problems.back().args},
                      problems.size() == 1};
-  const auto [o1, o2] =
+  const auto parts =
       branch_rows(rows_of(f.branches.front().o), rows_of(f.branches.back().o), both.paired);
   const cpu::Differential call(both, context_);
   const Library::Workspace workspace(library_of(context_), call.workspace(), {}, context_);
   call.run(
       workspace.data(),
-      [&, &o1 = o1, &o2 = o2](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t n) {
-        epilogue(o1, o2, y, {b, h, first, n});
+      [&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t n) {
+        epilogue(parts.first, parts.second, y, {b, h, first, n});
       },
       context_);
   return true;
@@ -250,11 +250,10 @@ DifferentialForward DifferentialData::forward(const std::vector<Branch>& branche
       f.branches.push_back(attend(b.q, b.kv));
       o.push_back(host_rows(f.branches.back().o));
     }
-    const auto [o1, o2] = branch_rows(o.front(), o.back(), branches.size() == 1);
-    for_each_head(
-        y, executor_of(context_), [&, &o1 = o1, &o2 = o2](std::int64_t b, std::int64_t h) {
-          epilogue(o1, o2, y, {b, h, 0, y.size(2)});
-        });
+    const auto parts = branch_rows(o.front(), o.back(), branches.size() == 1);
+    for_each_head(y, executor_of(context_), [&](std::int64_t b, std::int64_t h) {
+      epilogue(parts.first, parts.second, y, {b, h, 0, y.size(2)});
+    });
   }
   if (!in_place) {
     if (on_cpu())

@@ -280,12 +280,14 @@ void Index::find_ends() {
         });
     const std::uint64_t none = open;
     open = all & ~none;
-    for (auto* r = by_query_.end(row); r-- != by_query_.begin(row) && open;)
+    for (auto* r = by_query_.end(row); r != by_query_.begin(row) && open;) {
+      --r;
       for (std::int64_t k = r->end; k-- > r->begin && open;)
         meet(*r, k, open, [&](std::size_t q, std::uint64_t keys) {
           last_[q] = static_cast<std::int32_t>(
               std::min(entry_.k_len, k * block + 64 - std::countl_zero(keys)));
         });
+    }
     for (std::uint64_t left = none; left != 0; left &= left - 1) {
       const std::int64_t q = q0 + std::countr_zero(left);
       if (keyless_.empty() || keyless_.back().second != q) keyless_.emplace_back(q, q);
