@@ -24,8 +24,11 @@ UNDIVIDED_VEC R each(F&& f) {
 UNDIVIDED_VEC std::uint32_t uns(std::int32_t a) { return static_cast<std::uint32_t>(a); }
 UNDIVIDED_VEC std::int32_t sig(std::uint32_t a) { return static_cast<std::int32_t>(a); }
 
+/// Any alignment: pairs of 16-bit elements are loaded as float32 too.
 UNDIVIDED_VEC vf load(const float* p) {
-  return each<vf>([&](int i) { return p[i]; });
+  vf r;
+  __builtin_memcpy(r.x, p, sizeof(r.x));
+  return r;
 }
 UNDIVIDED_VEC void store(float* p, vf a) {
   for (int i = 0; i < W; ++i) p[i] = a.x[i];
