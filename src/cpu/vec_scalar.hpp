@@ -25,7 +25,7 @@ UNDIVIDED_VEC std::uint32_t uns(std::int32_t a) { return static_cast<std::uint32
 UNDIVIDED_VEC std::int32_t sig(std::uint32_t a) { return static_cast<std::int32_t>(a); }
 
 /// Any alignment: pairs of 16-bit elements are loaded as float32 too.
-UNDIVIDED_VEC vf load(const float* p) {
+UNDIVIDED_VEC vf load(const void* p) {
   vf r;
   __builtin_memcpy(r.x, p, sizeof(r.x));
   return r;
