@@ -118,7 +118,7 @@ void print_row(const DemoRow& r, bool json) {
                                       {"passed", r.passed}}
                    .dump());
   else
-    fmt::print("  {:<10}{:<5}{:>10.1e}{:>11.3f}{:>10.1f}{:>8.1f} %{:>8.0f} x  {}{}\n",
+    fmt::print("  {:<11}{:<5}{:>10.1e}{:>11.3f}{:>10.1f}{:>8.1f} %{:>8.0f} x  {}{}\n",
                r.form,
                r.backend,
                r.error,
@@ -169,7 +169,7 @@ int run(const Flags& f) {
     const std::vector<Form> forms = forms_of(input);
     if (!f.json) {
       fmt::print("\n{}\n", input.name);
-      fmt::print("  {:<10}{:<5}{:>10}{:>11}{:>10}{:>10}{:>10}\n",
+      fmt::print("  {:<11}{:<5}{:>10}{:>11}{:>10}{:>10}{:>10}\n",
                  "form",
                  "on",
                  "error",

@@ -39,17 +39,24 @@ Tensor zeros3(const Tensor& x) {
 
 Tensor pool_logits(const Pooling& p, const Tensor& x, const Tensor& w) {
   Tensor logits = zeros3(x);
-  const std::int64_t d = x.size(3);
-  for_each_head(x, *p.executor, [&](std::int64_t b, std::int64_t h) {
-    const Span span = heads_read(p, x, h);
-    double* out = row(logits, b, h, 0);
-    for (std::int64_t head = span.begin; head < span.end; ++head) {
-      const double* weight = w.ptr<double>() + h * w.stride[0] + (head - span.begin) * d;
-      for (std::int64_t i = 0; i < x.size(2); ++i) {
-        const double* at = row(x, b, head, i);
-        double sum = 0;
-        for (std::int64_t c = 0; c < d; ++c) sum += weight[c] * at[c];
-        out[i] += p.scale * sum;
+  const std::int64_t d = x.size(3), tokens = x.size(2);
+  // Rows that fit the cache serve the logits of all heads.
+  constexpr std::int64_t chunk = 64;
+  const std::int64_t chunks = (tokens + chunk - 1) / chunk;
+  p.executor->parallel_for(x.size(0) * chunks, [&](std::int64_t n, int) {
+    const std::int64_t b = n / chunks, first = n % chunks * chunk,
+                       end = std::min(first + chunk, tokens);
+    for (std::int64_t h = 0; h < x.size(1); ++h) {
+      const Span span = heads_read(p, x, h);
+      double* out = row(logits, b, h, 0);
+      for (std::int64_t head = span.begin; head < span.end; ++head) {
+        const double* weight = w.ptr<double>() + h * w.stride[0] + (head - span.begin) * d;
+        for (std::int64_t i = first; i < end; ++i) {
+          const double* at = row(x, b, head, i);
+          double sum = 0;
+          for (std::int64_t c = 0; c < d; ++c) sum += weight[c] * at[c];
+          out[i] += p.scale * sum;
+        }
       }
     }
   });
