@@ -109,10 +109,12 @@ std::string svg_of(const Chart& c) {
       c.x,
       (top + height - bottom) / 2,
       c.y);
-  // The legend lies where the first line does not begin.
+  // The legend lies where the first line does not begin; under the lines when y begins at 0.
   const auto& first = c.lines.front().points;
-  const double legend =
-      y.at(first.front().second) < y.at(first.back().second) ? width - right - 190 : left + 6;
+  const bool falls = y.at(first.front().second) < y.at(first.back().second);
+  const double legend = falls || !c.log_y ? width - right - 190 : left + 6;
+  const double legend_top =
+      c.log_y ? top + 16 : height - bottom - 17 * static_cast<double>(c.lines.size());
   for (std::size_t i = 0; i < c.lines.size(); ++i) {
     const Line& line = c.lines[i];
     const char* colour = colours[i % std::size(colours)];
@@ -123,7 +125,7 @@ std::string svg_of(const Chart& c) {
                      points,
                      colour,
                      line.dashed ? " stroke-dasharray=\"5 4\"" : "");
-    const double at = top + 16 + 17 * static_cast<double>(i);
+    const double at = legend_top + 17 * static_cast<double>(i);
     s += fmt::format(
         "<rect x=\"{:.0f}\" y=\"{:.0f}\" width=\"{:.0f}\" height=\"16\" fill=\"white\" "
         "fill-opacity=\".75\"/><text x=\"{:.0f}\" y=\"{:.0f}\" fill=\"{}\">{}{}</text>\n",
