@@ -103,10 +103,10 @@ void measure(Row& row, const Tensor& q_flags, const Tensor& k_flags, bool bucket
 void draw_picture(const std::vector<Row>& rows, const char* file) {
   std::ofstream out(file);
   const auto at_x = [](double share) { return 60 + 400 * share; };
-  const auto at_y = [](double ratio) { return 280 - 60 * std::log2(std::max(ratio, .5)) - 60; };
+  const auto at_y = [](double ratio) { return 250 - 34 * std::log2(std::max(ratio, .5)); };
   out << R"(<svg xmlns="http://www.w3.org/2000/svg" width="620" height="320" font-family="sans-serif" font-size="12">)"
       << "\n<rect width=\"620\" height=\"320\" fill=\"white\"/>\n";
-  for (const int y : {1, 2, 4, 8})
+  for (const int y : {1, 2, 4, 8, 16, 32, 64})
     out << fmt::format(
         "<line x1=\"60\" x2=\"460\" y1=\"{0:.0f}\" y2=\"{0:.0f}\" stroke=\"#ddd\"/><text x=\"52\" "
         "y=\"{1:.0f}\" text-anchor=\"end\">{2}x</text>\n",
