@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cpu/isa.hpp"
 #include "cpu/peak.hpp"
 #include "tests/mask_catalogue.hpp"
 #include "timed_plan.hpp"
@@ -31,7 +32,7 @@ int main(int count, char** arguments) {
       "{{\n \"what\": \"time of a mask over its kept 64 x 64 tiles at the dense rate, and its rate "
       "counting kept pairs over the dense rate\",\n \"processor\": \"{}\",\n \"commit\": "
       "\"{}\",\n \"tokens\": {},\n \"d\": 128,\n \"peak_gflops\": {:.1f},\n \"rows\": [\n",
-      bench::processor(),
+      cpu::processor_name(),
       commit ? commit : "unknown",
       s,
       peak);

@@ -8,9 +8,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <string>
 
+#include "cpu/isa.hpp"
 #include "mask/abstract.hpp"
 #include "mask/plan.hpp"
 #include "tests/mask_catalogue.hpp"
@@ -66,13 +66,6 @@ Leaves split_partial_blocks(const BoundProgram& p, const MaskPlan& plan, std::in
   return out;
 }
 
-std::string processor() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  return "unknown";
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -81,7 +74,7 @@ int main(int count, char** arguments) {
   fmt::print(
       "{{\n \"what\": \"milliseconds to plan a mask on one core\",\n \"processor\": "
       "\"{}\",\n \"commit\": \"{}\",\n \"rows\": [\n",
-      processor(),
+      cpu::processor_name(),
       commit ? commit : "unknown");
   bool first = true;
   for (const std::int32_t s : {8192, 32768, 131072, 1048576}) {

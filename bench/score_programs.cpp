@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cpu/isa.hpp"
 #include "cpu/peak.hpp"
 #include "timed_plan.hpp"
 
@@ -39,7 +40,7 @@ int main(int count, char** arguments) {
       "{{\n \"what\": \"time with a score program over time without\",\n \"processor\": "
       "\"{}\",\n \"commit\": \"{}\",\n \"tokens\": {},\n \"heads\": 4,\n \"peak_gflops\": "
       "{:.1f},\n \"rows\": [\n",
-      bench::processor(),
+      cpu::processor_name(),
       commit ? commit : "unknown",
       n,
       peak);

@@ -297,7 +297,7 @@ int run(const Flags& f) {
     return exit_done;
   }
   const std::string machine =
-      backend == Backend::cuda ? cuda::driver().device(0).name : processor_name();
+      backend == Backend::cuda ? cuda::driver().device(0).name : cpu::processor_name();
   const std::vector<std::string> isas = cpu::available_isas();
   int missed = 0;
   Progress progress("bench", rows.size());

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
@@ -118,14 +117,6 @@ Threads::Threads(int count) {
     refuse(fmt::format("--threads is {}; 1 to 1024 is allowed (0: all cores)", count));
   if (count > 0) own_ = make_executor(count);
   executor = own_ ? own_.get() : &default_executor();
-}
-
-std::string processor_name() {
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.starts_with("model name"))
-      if (const auto at = line.find(": "); at != std::string::npos) return line.substr(at + 2);
-  return "unknown processor";
 }
 
 std::string tool_line() {

@@ -62,7 +62,6 @@ struct Threads {
   std::shared_ptr<Executor> own_;
 };
 
-std::string processor_name();
 std::string tool_line();  ///< "undivided 0.1.0 (commit), Clang 19.1.7"
 
 /// A line on stderr that says what is being done; in place on a terminal, once a stage elsewhere.

@@ -14,6 +14,7 @@
 #include "cli/forms.hpp"
 #include "cli/png.hpp"
 #include "cli/report.hpp"
+#include "cpu/isa.hpp"
 #include "cuda/driver.hpp"
 #include "mask/draw.hpp"
 
@@ -149,7 +150,7 @@ int run(const Flags& f) {
   Peak peak = measured_peak(Backend::cpu);
   peak.gflops *= threads.executor->workers();
   DemoReport report;
-  report.machine = processor_name();
+  report.machine = cpu::processor_name();
   report.tool = tool_line();
   report.peak = fmt::format("Peak: {} threads x {:.1f} GFLOP/s ({})",
                             threads.executor->workers(),

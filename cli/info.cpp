@@ -40,7 +40,7 @@ int run(bool json) {
     nlohmann::ordered_json out = {{"version", UNDIVIDED_VERSION},
                                   {"commit", build.commit},
                                   {"compiler", build.compiler},
-                                  {"cpu", processor_name()},
+                                  {"cpu", cpu::processor_name()},
                                   {"isa", isas},
                                   {"threads", threads},
                                   {"gpus", gpus},
@@ -54,7 +54,7 @@ int run(bool json) {
              build.commit,
              build.compiler,
              build.build_type);
-  fmt::print("processor   {}\n", processor_name());
+  fmt::print("processor   {}\n", cpu::processor_name());
   fmt::print("isa         {}; in use: {}\n", fmt::join(isas, ", "), cpu::chosen_kernels().name);
   fmt::print("threads     {}\n", threads);
   fmt::print("{}", there.ok ? gpu_lines : fmt::format("gpu         none: {}\n", there.reason));

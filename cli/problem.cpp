@@ -16,7 +16,7 @@ namespace {
 const std::vector<std::string> backends{"auto", "reference", "cpu", "cuda"};
 const std::vector<std::string> determinisms{"fast", "reproducible", "invariant"};
 const std::vector<std::string> aligns{"start", "end"};
-const std::vector<std::string> precisions{"follow", "f32"};
+const std::vector<std::string> precisions{"follow", "f32", "bf16", "f16"};
 
 bool ends_with_any(const std::vector<Array>& arrays, const std::string& name) {
   return std::any_of(
@@ -56,8 +56,10 @@ void load_options(const ProblemFlags& flags, LoadedProblem& p) {
   o.seed = flags.seed;
   o.determinism =
       static_cast<Determinism>(choose("--determinism", flags.determinism, determinisms));
-  if (!flags.precision.empty() && choose("--precision", flags.precision, precisions) == 1)
-    o.precision = {DType::f32, DType::f32, false};
+  if (!flags.precision.empty() && choose("--precision", flags.precision, precisions) > 0) {
+    const DType format = float_dtype_of("--precision", flags.precision);
+    o.precision = {format, format, false};
+  }
   p.out_dtype =
       flags.out_dtype.empty() ? DType::f32 : float_dtype_of("--out-dtype", flags.out_dtype);
   // The kernel writes 16-bit results itself only where they are asked for in the input's type.
@@ -92,7 +94,8 @@ void add_problem_flags(CLI::App& app, ProblemFlags& f) {
   app.add_option("--seed", f.seed, "of the dropout");
   app.add_option("--dtype", f.dtype, "rounds Q, K, V (and dO) first: f32, f16, bf16, f64");
   app.add_option("--out-dtype", f.out_dtype, "of O: f32 (default), f16, bf16");
-  app.add_option("--precision", f.precision, "of the two products: follow (default) or f32");
+  app.add_option(
+      "--precision", f.precision, "of the two products: follow (default), f32, bf16 or f16");
   app.add_option("--q-offsets", f.q_offsets, "ragged Q [total, heads, dim]: [batch + 1]");
   app.add_option("--k-offsets", f.k_offsets, "ragged K and V [total, heads, dim]: [batch + 1]");
   app.add_option(

@@ -97,6 +97,25 @@ TEST_P(CpuForward, ExplainNamesTheProducts) {
               ::testing::HasSubstr("products of f32"));
 }
 
+TEST_P(CpuForward, AFormatOfProductsIsHonouredOrRefused) {
+  const auto support_of = [](DType t, DType qk, DType pv) {
+    Case c{.dtype = t};
+    c.options.precision = {qk, pv, false};
+    const Data x = data_of(c);
+    const Problem p = resolve(x.q, x.kv, c.options);
+    return cpu::support(p.spec, p.bounds, {});
+  };
+  const bool pairs = GetParam() == "avx512_bf16";
+  EXPECT_TRUE(support_of(DType::f32, DType::f32, DType::f32).ok);
+  EXPECT_TRUE(support_of(DType::f16, DType::f32, DType::f32).ok);
+  EXPECT_EQ(support_of(DType::bf16, DType::bf16, DType::bf16).ok, pairs);
+  EXPECT_FALSE(support_of(DType::f16, DType::f16, DType::f16).ok);
+  EXPECT_FALSE(support_of(DType::f32, DType::bf16, DType::bf16).ok);
+  const Support mixed = support_of(DType::bf16, DType::bf16, DType::f32);
+  EXPECT_FALSE(mixed.ok);
+  EXPECT_EQ(mixed.got, "qk bf16, pv f32");
+}
+
 TEST_P(CpuForward, GroupsShareKeysInLanes) {
   for (const int nq : {1, 4, 20, 100}) {
     SCOPED_TRACE(nq);

@@ -175,6 +175,16 @@ TEST(Sparse, WhatIsNotHonouredIsRefusedByName) {
               HasSubstr("k_keep is i32 [1, 2, 9]; bool or i32 [1, 2, 5] is expected"));
   EXPECT_THAT(message([&] { sparse_attention(x, x, x, HashSparse{flags, {}}); }),
               HasSubstr("k_bucket is not given"));
+  EXPECT_THAT(message([&] { sparse_attention(x, x, longer, keep); }),
+              HasSubstr("K and V of the same heads and tokens"));
+  EXPECT_THAT(message([&] {
+                const Tensor on = numbers({1, 2, 9}, 1, 1);
+                std::fill_n(on.ptr<std::int32_t>(), on.count(), 1);
+                const SparseForward f =
+                    sparse_attention(longer, longer, longer, QkSparse{on, on, Order::none});
+                sparse_attention_backward(longer, longer, x, x, f);
+              }),
+              HasSubstr("the forward met row 10 of K"));
   View there = x;
   there.device = {Device::Kind::cuda, 0};
   EXPECT_THAT(message([&] { sparse_attention(there, x, x, keep); }), HasSubstr("Q is on cuda:0"));

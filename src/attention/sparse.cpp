@@ -49,11 +49,26 @@ void check_inputs(const View& q, const View& k, const View& v) {
     if (t->step(3) != 1)
       refuse("sparse attention: the last stride of {} is {}; 1 is needed", name, t->step(3));
   }
+  for (int axis = 0; axis < 3; ++axis)
+    if (k.size(axis) != v.size(axis) || (axis == 0 && k.size(axis) != q.size(axis)))
+      refuse(
+          "sparse attention: Q is {}, K {} and V {}; one batch, and K and V of the same heads and "
+          "tokens are needed",
+          q.describe(),
+          k.describe(),
+          v.describe());
   if (q.size(1) < 1 || k.size(1) < 1 || q.size(1) % k.size(1) != 0)
     refuse("sparse attention: {} query heads and {} KV heads; a multiple is needed",
            q.size(1),
            k.size(1));
 }
+
+/// What decides which rows meet: flags that keep rows, or the buckets of all rows.
+struct Rule {
+  View q, k;
+  Order order;
+  bool buckets;
+};
 
 void check_flags(const char* name, const View& v, const View& rows, bool booleans) {
   bool same = v.rank == 3 && (v.dtype == DType::i32 || (booleans && v.dtype == DType::boolean));
@@ -256,12 +271,13 @@ Tensor scattered(const View& from, const View& rows, const View& like, const Con
 }
 
 /// The compact problem sees times (and buckets) instead of positions.
-Mask mask_of(const Side& q, const Side& k, Order order, bool by_bucket) {
+Mask mask_of(const Side& q, const Side& k, const Rule& rule) {
+  const Order order = rule.order;
   const Array q_time(q.times, "q_time"), k_time(k.times, "k_time");
   Mask out = order == Order::none ? full() : mask([=](Expr s, Expr, Expr i, Expr j) {
     return order == Order::causal ? k_time(s, j) <= q_time(s, i) : k_time(s, j) < q_time(s, i);
   });
-  if (!by_bucket) return out;
+  if (!rule.buckets) return out;
   const Array q_bucket(q.buckets, "q_bucket"), k_bucket(k.buckets, "k_bucket");
   return mask([=](Expr s, Expr, Expr i, Expr j) { return q_bucket(s, i) == k_bucket(s, j); }) &&
          out;
@@ -270,18 +286,18 @@ Mask mask_of(const Side& q, const Side& k, Order order, bool by_bucket) {
 SparseForward run(const View& q,
                   const View& k,
                   const View& v,
-                  const View& q_flags,
-                  const View& k_flags,
-                  Order order,
-                  bool by_bucket,
+                  const Rule& rule,
                   const Options& options,
                   const Context& context) {
+  check_inputs(q, k, v);
+  check_flags(rule.buckets ? "q_bucket" : "q_keep", rule.q, q, !rule.buckets);
+  check_flags(rule.buckets ? "k_bucket" : "k_keep", rule.k, k, !rule.buckets);
   const Sizes z(q, k);
-  check_options(options, z, order);
+  check_options(options, z, rule.order);
   const std::int64_t origin =
       options.align.value_or(Align::start) == Align::end ? z.k_len - z.q_len : 0;
-  const Side queries = collect(q_flags, z.group, by_bucket, origin);
-  const Side keys = collect(k_flags, 1, by_bucket, 0);
+  const Side queries = collect(rule.q, z.group, rule.buckets, origin);
+  const Side keys = collect(rule.k, 1, rule.buckets, 0);
   SparseForward f;
   f.options = options;
   f.q_rows = queries.rows;
@@ -292,8 +308,7 @@ SparseForward run(const View& q,
   std::fill_n(f.lse.ptr<float>(), f.lse.count(), -std::numeric_limits<float>::infinity());
   Options inner = options;
   inner.align = Align::start;
-  if (queries.longest > 0 && keys.longest > 0)
-    inner.mask = mask_of(queries, keys, order, by_bucket);
+  if (queries.longest > 0 && keys.longest > 0) inner.mask = mask_of(queries, keys, rule);
   const Gathered rows({{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
   f.compact = attention(
       ragged(rows[0], f.q_offsets), ragged(rows[1], rows[2], f.k_offsets), inner, context);
@@ -312,10 +327,7 @@ SparseForward sparse_attention(const View& q,
                                const QkSparse& sparse,
                                const Options& options,
                                const Context& context) {
-  check_inputs(q, k, v);
-  check_flags("q_keep", sparse.q_keep, q, true);
-  check_flags("k_keep", sparse.k_keep, k, true);
-  return run(q, k, v, sparse.q_keep, sparse.k_keep, sparse.order, false, options, context);
+  return run(q, k, v, {sparse.q_keep, sparse.k_keep, sparse.order, false}, options, context);
 }
 
 SparseForward sparse_attention(const View& q,
@@ -324,10 +336,7 @@ SparseForward sparse_attention(const View& q,
                                const HashSparse& sparse,
                                const Options& options,
                                const Context& context) {
-  check_inputs(q, k, v);
-  check_flags("q_bucket", sparse.q_bucket, q, false);
-  check_flags("k_bucket", sparse.k_bucket, k, false);
-  return run(q, k, v, sparse.q_bucket, sparse.k_bucket, sparse.order, true, options, context);
+  return run(q, k, v, {sparse.q_bucket, sparse.k_bucket, sparse.order, true}, options, context);
 }
 
 Gradients sparse_attention_backward(const View& dout,
@@ -339,6 +348,13 @@ Gradients sparse_attention_backward(const View& dout,
   check_inputs(q, k, v);
   if (!f.o || f.o.size(0) != q.size(0) || f.o.size(1) != q.size(1) || f.o.size(2) != q.size(2))
     refuse("sparse attention: the forward is of O {}; Q is {}", f.o.describe(), q.describe());
+  // Rows are numbered over [batch, head, token]: those of other keys would lie elsewhere.
+  const auto* key_rows = f.k_rows.ptr<std::int32_t>();
+  for (std::int64_t i = 0; i < f.k_rows.size(0); ++i)
+    if (key_rows[i] >= k.size(0) * k.size(1) * k.size(2))
+      refuse("sparse attention: the forward met row {} of K, which is {} now",
+             key_rows[i],
+             k.describe());
   bool same = dout.rank == 4 && dout.device == cpu_device && dout.step(3) == 1;
   for (int axis = 0; same && axis < 4; ++axis) same = dout.size(axis) == f.o.size(axis);
   if (!same)

@@ -31,19 +31,19 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
   for (const int d : {spec.dqk, spec.dv})
     if (d < 1 || d > max_dim)
       return no("head dim", fmt::format("1 to {}", max_dim), fmt::format("{}", d));
-  if (!spec.precision.follow)
-    for (const DType d : {spec.precision.qk, spec.precision.pv})
-      if (d != DType::f32 && d != spec.dtype)
-        return no("products of this format are not computed on the CPU",
-                  fmt::format("f32 or {}", name_of(spec.dtype)),
-                  name_of(d));
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (bounds.max_q_len > most || bounds.max_k_len > most)
     return no("sequence length",
               fmt::format("{}", most),
               fmt::format("{}", std::max(bounds.max_q_len, bounds.max_k_len)));
   try {
-    chosen_kernels();
+    const Precision& p = spec.precision;
+    const bool both = p.qk == p.pv, dots = chosen_kernels().dots && spec.dtype == DType::bf16;
+    if (!p.follow && !(both && (p.qk == DType::f32 || (p.qk == DType::bf16 && dots))))
+      return no("products of this format are not computed on the CPU",
+                dots ? "f32 or bf16 for both"
+                     : "f32 for both; bf16 for bf16 inputs where UNDIVIDED_ISA can be avx512_bf16",
+                fmt::format("qk {}, pv {}", name_of(p.qk), name_of(p.pv)));
   } catch (const Error& e) {
     return no(e.what(), "an instruction set of this processor", "UNDIVIDED_ISA");
   }

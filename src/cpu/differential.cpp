@@ -9,7 +9,7 @@
 #include <array>
 
 #include "cpu/row_end.hpp"
-#include "cpu/score_tiles.hpp"
+#include "cpu/row_state.hpp"
 
 namespace undivided::cpu {
 namespace {
@@ -17,14 +17,9 @@ namespace {
 /// Scratch of one worker.
 struct Worker {
   struct Branch {
-    Branch(Arena& arena, const Setup& setup) : tiles(arena, setup) {
-      const std::int64_t all = std::int64_t{setup.subs()} * setup.kernels->lanes;
-      o_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
-      m = arena.take<float>(all);
-      l = arena.take<float>(all);
-    }
+    Branch(Arena& arena, const Setup& setup) : tiles(arena, setup), rows(arena, setup) {}
     ScoreTiles::Memory tiles;
-    float *o_t, *m, *l;
+    RowState rows;
   };
   Worker(Arena& arena, const Setup& setup) : branch{Branch(arena, setup), Branch(arena, setup)} {
     branch[1].tiles.v_blocks = branch[0].tiles.v_blocks;  // one copy of V serves both
@@ -45,13 +40,9 @@ class Call {
     const int count = static_cast<int>(std::min<std::int64_t>(setup_.tile, s.q_len - first));
     ScoreTiles both[2] = {ScoreTiles(run, worker.branch[0].tiles),
                           ScoreTiles(*runs_[1], worker.branch[1].tiles)};
-    const std::int64_t lanes = run.kernels.lanes, o_size = whole_blocks(run.spec.dv) * lanes;
     for (int c = 0; c < 2; ++c) {
       both[c].begin(s, b, branches_.paired ? 2 * h + c : h, first, count);
-      const Worker::Branch& w = worker.branch[static_cast<std::size_t>(c)];
-      std::fill_n(w.o_t, both[c].subs() * o_size, 0.0f);
-      std::fill_n(w.l, both[c].subs() * lanes, 0.0f);
-      std::fill_n(w.m, both[c].subs() * lanes, -std::numeric_limits<float>::infinity());
+      rows_of(worker, c).clear(both[c].subs());
     }
     const std::int64_t high = std::max(both[0].high(), both[1].high());
     for (std::int64_t j = std::min(both[0].low(), both[1].low()); j < high; j += key_block) {
@@ -62,14 +53,14 @@ class Call {
         tiles.load_keys();
         if (!loaded) tiles.load_values();
         loaded = true;
-        absorb(tiles, worker.branch[static_cast<std::size_t>(c)]);
+        rows_of(worker, c).absorb(run, tiles);
       }
     }
-    for (int c = 0; c < 2; ++c)
-      both[c].finish_values(worker.branch[static_cast<std::size_t>(c)].o_t);
-    for (int c = 0; c < 2; ++c)
+    for (int c = 0; c < 2; ++c) {
+      rows_of(worker, c).finish(both[c]);
       for (int sub = 0; sub < both[c].subs(); ++sub)
-        finish(*runs_[c], both[c], worker.branch[static_cast<std::size_t>(c)], sub);
+        finish(*runs_[c], both[c], rows_of(worker, c), sub);
+    }
     const bool packed_rows = run.spec.rows == RowKind::ragged;
     done_(packed_rows ? 0 : b, h, first + (packed_rows ? s.q_first : 0), count);
   }
@@ -95,47 +86,24 @@ class Call {
   }
 
  private:
-  /// The visited block enters the rows of one branch.
-  void absorb(ScoreTiles& tiles, const Worker::Branch& w) const {
-    const Run& run = *runs_[0];
-    const std::int64_t lanes = run.kernels.lanes, o_size = whole_blocks(run.spec.dv) * lanes;
-    alignas(64) float alpha[max_lanes];
-    for (int sub = 0; sub < tiles.subs(); ++sub) {
-      const RowRange& range = tiles.range(sub);
-      if (range.empty()) continue;
-      tiles.prefetch(sub);
-      float* p = tiles.scores(sub);
-      run.kernels.softmax(p,
-                          range.size(),
-                          run.factor,
-                          w.m + sub * lanes,
-                          w.l + sub * lanes,
-                          alpha,
-                          tiles.vectors(sub));
-      tiles.accumulate_values(sub, p, alpha, w.o_t + sub * o_size);
-    }
+  static const RowState& rows_of(const Worker& worker, int c) {
+    return worker.branch[static_cast<std::size_t>(c)].rows;
   }
 
-  void finish(const Run& run, const ScoreTiles& tiles, const Worker::Branch& w, int sub) const {
+  void finish(const Run& run, const ScoreTiles& tiles, const RowState& state, int sub) const {
     float factor[max_lanes];
     std::byte* rows[max_lanes];
-    const std::int64_t lanes = run.kernels.lanes, at = sub * lanes;
     for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
       const std::int64_t token = tiles.row(sub, lane);
-      const RowEnd end =
-          end_of_row(w.m[at + lane], w.l[at + lane], -std::numeric_limits<double>::infinity());
+      const RowEnd end = end_of_row(
+          state.m(sub)[lane], state.l(sub)[lane], -std::numeric_limits<double>::infinity());
       factor[lane] = end.factor;
       *row_scalar(run.spec, run.args.lse, tiles.sequence(), tiles.batch(), tiles.head(), token) =
           end.lse;
       rows[lane] =
           row_address(run.spec, run.args.o, tiles.sequence(), tiles.batch(), tiles.head(), token);
     }
-    run.kernels.unpack(w.o_t + at * whole_blocks(run.spec.dv),
-                       factor,
-                       tiles.lanes_of(sub),
-                       DType::f32,
-                       run.spec.dv,
-                       rows);
+    run.kernels.unpack(state.o(sub), factor, tiles.lanes_of(sub), DType::f32, run.spec.dv, rows);
   }
 
   const Branches& branches_;

@@ -12,7 +12,7 @@
 
 #include "cpu/describe.hpp"
 #include "cpu/row_end.hpp"
-#include "cpu/score_tiles.hpp"
+#include "cpu/row_state.hpp"
 
 namespace undivided::cpu {
 namespace {
@@ -23,14 +23,9 @@ constexpr std::int64_t mass_keys = 16 * key_block;  // keys of one key_mass task
 
 /// Scratch of one worker.
 struct Worker {
-  Worker(Arena& arena, const Setup& setup) : tiles(arena, setup) {
-    const std::int64_t all = std::int64_t{setup.subs()} * setup.kernels->lanes;
-    o_t = arena.take<float>(all * whole_blocks(setup.spec.dv));
-    m = arena.take<float>(all);
-    l = arena.take<float>(all);
-  }
+  Worker(Arena& arena, const Setup& setup) : tiles(arena, setup), rows(arena, setup) {}
   ScoreTiles::Memory tiles;
-  float *o_t, *m, *l;
+  RowState rows;
 };
 
 /// Unnormalised O with its m and l, of each row and key split.
@@ -166,11 +161,7 @@ class Call {
     const Worker w = worker(id);
     ScoreTiles tiles(run_, w.tiles);
     tiles.begin(s, b, head, first, count);
-    const std::int64_t lanes = kernels_.lanes, o_size = whole_blocks(run_.spec.dv) * lanes;
-    alignas(64) float alpha[max_lanes];
-    std::fill_n(w.o_t, tiles.subs() * o_size, 0.0f);
-    std::fill_n(w.l, tiles.subs() * lanes, 0.0f);
-    std::fill_n(w.m, tiles.subs() * lanes, -infinity);
+    w.rows.clear(tiles.subs());
     const std::int64_t low = std::max(tiles.low(), split * split_keys);
     const std::int64_t high =
         splits == 1 ? tiles.high() : std::min(tiles.high(), (split + 1) * split_keys);
@@ -178,23 +169,9 @@ class Call {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
       tiles.load_values();
-      for (int sub = 0; sub < tiles.subs(); ++sub) {
-        const RowRange& range = tiles.range(sub);
-        if (range.empty()) continue;
-        tiles.prefetch(sub);
-        float* p = tiles.scores(sub);
-        kernels_.softmax(p,
-                         range.size(),
-                         run_.factor,
-                         w.m + sub * lanes,
-                         w.l + sub * lanes,
-                         alpha,
-                         tiles.vectors(sub));
-        if (run_.spec.dropout) tiles.drop(sub, p);
-        tiles.accumulate_values(sub, p, alpha, w.o_t + sub * o_size);
-      }
+      w.rows.absorb(run_, tiles);
     }
-    tiles.finish_values(w.o_t);
+    w.rows.finish(tiles);
     for (int sub = 0; sub < tiles.subs(); ++sub)
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
   }
@@ -296,27 +273,19 @@ class Call {
   void finish(const ScoreTiles& tiles, const Worker& w, int sub) const {
     float factor[max_lanes];
     std::byte* rows[max_lanes];
-    const std::int64_t lanes = kernels_.lanes;
     for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
       const std::int64_t row = tiles.row(sub, lane);
       const std::int64_t token = run_.token_of(row), h = run_.head_of(tiles.head(), row);
-      factor[lane] = write_scalars(tiles.sequence(),
-                                   tiles.batch(),
-                                   h,
-                                   token,
-                                   w.m[sub * lanes + lane],
-                                   w.l[sub * lanes + lane])
-                         .factor;
+      factor[lane] =
+          write_scalars(
+              tiles.sequence(), tiles.batch(), h, token, w.rows.m(sub)[lane], w.rows.l(sub)[lane])
+              .factor;
       if (run_.args.o)
         rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }
     if (run_.args.o)
-      kernels_.unpack(w.o_t + sub * lanes * whole_blocks(run_.spec.dv),
-                      factor,
-                      tiles.lanes_of(sub),
-                      run_.args.o.dtype,
-                      run_.spec.dv,
-                      rows);
+      kernels_.unpack(
+          w.rows.o(sub), factor, tiles.lanes_of(sub), run_.args.o.dtype, run_.spec.dv, rows);
   }
 
   void keep_part(const ScoreTiles& tiles,
@@ -326,21 +295,15 @@ class Call {
                  std::int64_t splits) const {
     float one[max_lanes];
     std::byte* rows[max_lanes];
-    const std::int64_t lanes = kernels_.lanes;
     for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
       const std::int64_t at =
           part(tiles.batch(), tiles.head(), tiles.row(sub, lane), splits) + split;
       one[lane] = 1;
       rows[lane] = reinterpret_cast<std::byte*>(parts_.o + at * run_.spec.dv);
-      parts_.m[at] = w.m[sub * lanes + lane];
-      parts_.l[at] = w.l[sub * lanes + lane];
+      parts_.m[at] = w.rows.m(sub)[lane];
+      parts_.l[at] = w.rows.l(sub)[lane];
     }
-    kernels_.unpack(w.o_t + sub * lanes * whole_blocks(run_.spec.dv),
-                    one,
-                    tiles.lanes_of(sub),
-                    DType::f32,
-                    run_.spec.dv,
-                    rows);
+    kernels_.unpack(w.rows.o(sub), one, tiles.lanes_of(sub), DType::f32, run_.spec.dv, rows);
   }
 
   const Run& run_;

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <fstream>
+
 #include "core/environment.hpp"
 #include "undivided/error.hpp"
 
@@ -46,6 +48,14 @@ const Features& features() {
 }
 
 }  // namespace
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.starts_with("model name"))
+      if (const auto at = line.find(": "); at != std::string::npos) return line.substr(at + 2);
+  return "unknown processor";
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names{"scalar"};

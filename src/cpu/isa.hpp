@@ -10,6 +10,8 @@
 
 namespace undivided::cpu {
 
+/// What the operating system calls this processor; "unknown processor" if it does not say.
+std::string processor_name();
 /// Names of the instruction sets that this processor can run, worst first.
 std::vector<std::string> available_isas();
 /// The table of an instruction set. Raises Error{plan} if it is unknown or the processor lacks it.

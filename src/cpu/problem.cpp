@@ -78,10 +78,8 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   const bool few = spec.op == Operation::forward && max_rows() <= kernels->width / 2 &&
                    spec.determinism != Determinism::invariant;
   const Precision& precision = spec.precision;
-  const bool asked =
-      !precision.follow && precision.qk == DType::bf16 && precision.pv == DType::bf16;
   pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op != Operation::merge &&
-          (asked || (precision.follow && !few && bf16_dot_pays()));
+          (precision.follow ? !few && bf16_dot_pays() : precision.qk == DType::bf16);
   decode = spec.op == Operation::forward && !pairs;
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});

@@ -24,28 +24,30 @@ static void pair_rows_tile(float* p, int rows, int vectors) {
     }
 }
 
+/// 16 of `n` 16-bit values, each in a word of its own; those past the end are 0.
+UNDIVIDED_VEC vi wide_words(const std::byte* from, int n) {
+  alignas(32) std::uint16_t part[W] = {};
+  const void* at = from;
+  if (n < W) {
+    if (n > 0) __builtin_memcpy(part, at, static_cast<std::size_t>(n) * 2);
+    at = part;
+  }
+  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+}
+
 static void pack_row_pairs_tile(const std::byte* from,
                                 std::ptrdiff_t stride_bytes,
                                 int first,
                                 int rows,
                                 int columns,
                                 float* to) {
-  const auto words = [&](const std::byte* row, int c) {  // 16 columns, each in a word of its own
-    const int n = columns - c;
-    alignas(32) std::uint16_t part[W] = {};
-    const void* at = row + 2 * c;
-    if (n < W) {
-      if (n > 0) __builtin_memcpy(part, at, static_cast<std::size_t>(n) * 2);
-      at = part;
-    }
-    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
-  };
   const int end = first + rows, whole = whole_blocks(columns);
   for (int r = first; r < end;) {
     const bool two = r % 2 == 0 && r + 1 < end;
     if (two) {
       for (int c = 0; c < whole; c += W) {
-        const vi low = words(from, c), high = words(from + stride_bytes, c);
+        const vi low = wide_words(from + 2 * c, columns - c);
+        const vi high = wide_words(from + stride_bytes + 2 * c, columns - c);
         store_blocks(block_at(to, r / 2, c),
                      block_column,
                      whole - c,
@@ -68,20 +70,10 @@ static void pair_lanes_tile(const float* p, int rows, float* to) {
 
 static void pair_queries_tile(
     const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride) {
-  alignas(32) static constexpr std::uint16_t none[W] = {};
   for (int r = 0; r < count; r += 2, to += to_stride)
     for (int c = 0; c < to_stride; c += W) {
-      const auto half = [&](int row) {  // 16 columns, each in a word of its own
-        alignas(32) std::uint16_t part[W] = {};
-        const void* at = none;
-        if (row < count && c < columns) {
-          at = rows[row] + 2 * c;
-          if (columns - c < W) {
-            __builtin_memcpy(part, at, static_cast<std::size_t>(columns - c) * 2);
-            at = part;
-          }
-        }
-        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
+      const auto half = [&](int row) {
+        return row < count ? wide_words(rows[row] + 2 * c, columns - c) : set1i(0);
       };
       store(to + c, as_f(ori(half(r), _mm512_slli_epi32(half(r + 1), 16))));
     }

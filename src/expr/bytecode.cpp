@@ -3,6 +3,8 @@
 #include "expr/bytecode.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <limits>
 #include <optional>
 
 #include "expr/internal.hpp"
@@ -60,8 +62,8 @@ class Rated {
   std::vector<std::int32_t> id;  // of each node of the program
 
  private:
-  /// How an int32 grows with q and with k, if it does so evenly.
-  using Slope = std::optional<std::array<std::int32_t, 2>>;
+  /// How an int32 grows with q and with k, if it does so evenly and not faster than an int32 can.
+  using Slope = std::optional<std::array<std::int64_t, 2>>;
 
   Slope slope(const Node& n, Rate r) const {
     if (n.type != Type::i32) return {};
@@ -76,10 +78,13 @@ class Rated {
     }
     return {};
   }
-  Slope difference(const Node& n, std::int32_t sign) const {
+  Slope difference(const Node& n, int sign) const {
     const Slope &a = slope_[at(n.operand[0])], &b = slope_[at(n.operand[1])];
     if (!a || !b) return {};
-    return {{(*a)[0] - sign * (*b)[0], (*a)[1] - sign * (*b)[1]}};
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    const std::int64_t q = (*a)[0] - sign * (*b)[0], k = (*a)[1] - sign * (*b)[1];
+    if (std::max(std::abs(q), std::abs(k)) > most) return {};
+    return {{q, k}};
   }
   /// Does moving q and k together leave this node as it is? Overflow does not matter: a diagonal is
   /// evaluated at pairs of the tile, whose integers are proved to fit.

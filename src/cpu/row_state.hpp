@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The online softmax of a macro-tile: what its rows hold between two key blocks.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/score_tiles.hpp"
+
+namespace undivided::cpu {
+
+/// Unnormalised O with its m and l, queries in the lanes of each sub-block; m in log2 units.
+class RowState {
+ public:
+  RowState(Arena& arena, const Setup& setup)
+      : lanes_(setup.kernels->lanes), o_size_(whole_blocks(setup.spec.dv) * lanes_) {
+    o_ = arena.take<float>(setup.subs() * o_size_);
+    m_ = arena.take<float>(setup.subs() * lanes_);
+    l_ = arena.take<float>(setup.subs() * lanes_);
+  }
+
+  void clear(int subs) const {
+    std::fill_n(o_, subs * o_size_, 0.0f);
+    std::fill_n(l_, subs * lanes_, 0.0f);
+    std::fill_n(m_, subs * lanes_, -std::numeric_limits<float>::infinity());
+  }
+  /// The visited block, whose keys and values are loaded:
+  ///   S^T = K Q^T; score program; mask; m' = max(m, S); P = 2^(S - m'); l, O rescaled; O^T += V^T
+  ///   P
+  void absorb(const Run& run, ScoreTiles& tiles) const {
+    alignas(64) float alpha[max_lanes];
+    for (int sub = 0; sub < tiles.subs(); ++sub) {
+      const RowRange& range = tiles.range(sub);
+      if (range.empty()) continue;
+      tiles.prefetch(sub);
+      float* p = tiles.scores(sub);
+      run.kernels.softmax(p, range.size(), run.factor, m(sub), l(sub), alpha, tiles.vectors(sub));
+      if (run.spec.dropout) tiles.drop(sub, p);
+      tiles.accumulate_values(sub, p, alpha, o(sub));
+    }
+  }
+  /// After the last block.
+  void finish(const ScoreTiles& tiles) const { tiles.finish_values(o_); }
+
+  float* o(int sub) const { return o_ + sub * o_size_; }  // [column][lanes]
+  float* m(int sub) const { return m_ + sub * lanes_; }
+  float* l(int sub) const { return l_ + sub * lanes_; }
+
+ private:
+  std::int64_t lanes_, o_size_;
+  float *o_, *m_, *l_;
+};
+
+}  // namespace undivided::cpu
