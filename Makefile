@@ -27,9 +27,13 @@ bench-torch: bootstrap
 	@build/torch/bin/python bench/torch_cpu.py
 
 # Claims of papers, with tables and pictures in docs/: some minutes on one core.
-papers: bootstrap
+papers: bootstrap gqa-uptraining
 	@tools/build release bench_papers
 	@build/release/bench/bench_papers docs
+
+gqa-uptraining: bootstrap
+	@tools/build release bench_gqa_uptraining
+	@bash -c 'source tools/environment && build/release/bench/bench_gqa_uptraining bench/results/gqa_uptraining.json docs/pictures/gqa_uptraining.svg'
 
 train-gates: build
 	@tools/train_gates
@@ -48,13 +52,6 @@ format: bootstrap
 
 fuzz: bootstrap
 	@tools/fuzz
-
-# Claims of papers, measured again: tables and pictures of docs/papers.md.
-papers: gqa-uptraining
-
-gqa-uptraining: bootstrap
-	@tools/build release bench_gqa_uptraining
-	@bash -c 'source tools/environment && build/release/bench/bench_gqa_uptraining bench/results/gqa_uptraining.json docs/pictures/gqa_uptraining.svg'
 
 clean:
 	rm -rf build

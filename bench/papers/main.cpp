@@ -19,6 +19,7 @@ int main(int count, char** arguments) {
       {"fastformer_time", fastformer_time},
       {"grouped_decode", grouped_decode},
       {"differential_cost", differential_cost},
+      {"sparse_time", sparse_time},
       {"needles", needles},
   };
   const std::vector<std::string> wanted(arguments + std::min(count, 2), arguments + count);

@@ -46,6 +46,7 @@ Page causal_gain();
 Page fastformer_time();
 Page grouped_decode();
 Page differential_cost();
+Page sparse_time();
 Page needles();
 
 }  // namespace undivided::papers

@@ -138,7 +138,7 @@ Page grouped_decode() {
   for (const std::int64_t kv : {16, 8, 4, 2, 1}) {
     const Tensor k = rows(batch, kv, n, d, 2), v = rows(batch, kv, n, d, 3);
     const double t = best_seconds(5, [&] { attention(q, k, v, {}, alone()); });
-    const double bytes = 2. * batch * kv * n * d * 4;
+    const double bytes = 8 * static_cast<double>(batch * kv * n * d);
     if (kv == heads) mha = t;
     const double r = static_cast<double>(heads) / static_cast<double>(kv);
     measured.points.emplace_back(r, mha / t);
