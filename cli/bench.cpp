@@ -33,15 +33,19 @@ namespace {
 class ForcedIsa {
  public:
   explicit ForcedIsa(const std::string& name) : forced_(!name.empty()) {
-    if (forced_) ::setenv("UNDIVIDED_ISA", name.c_str(), 1);
+    if (!forced_) return;
+    if (const char* now = std::getenv("UNDIVIDED_ISA")) before_ = now;
+    ::setenv("UNDIVIDED_ISA", name.c_str(), 1);
   }
   ~ForcedIsa() {
-    if (forced_) ::unsetenv("UNDIVIDED_ISA");
+    if (forced_ && before_) ::setenv("UNDIVIDED_ISA", before_->c_str(), 1);
+    if (forced_ && !before_) ::unsetenv("UNDIVIDED_ISA");
   }
   ForcedIsa(const ForcedIsa&) = delete;
 
  private:
   bool forced_;
+  std::optional<std::string> before_;
 };
 
 /// A process that never sleeps.
@@ -304,7 +308,11 @@ int run(const Flags& f) {
   if (!f.json) fmt::print("{:<40}{:>12}{:>12}{:>10}\n", "row", "seconds", "GFLOP/s", "of peak");
   for (const Row& r : rows) {
     progress.step(r.name);
-    if (!r.isa.empty() && std::find(isas.begin(), isas.end(), r.isa) == isas.end()) continue;
+    if (!r.isa.empty() && std::find(isas.begin(), isas.end(), r.isa) == isas.end()) {
+      progress.clear();
+      fmt::print(stderr, "{}: left out, this processor runs {}\n", r.name, fmt::join(isas, ", "));
+      continue;
+    }
     const ForcedIsa forced(r.isa);
     const Peak peak = measured_peak(backend, r.dtype, !r.isa.empty());
     const Figures figures = measured(r, backend, f.budget, peak);

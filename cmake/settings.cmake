@@ -19,8 +19,6 @@ function(undivided_precompile target)
   if(NOT UNDIVIDED_PCH)
     return()
   endif()
-  # What a precompiled system header holds is no longer taken for a system header.
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-deprecated-declarations>)
   if(ARGC GREATER 1)
     target_precompile_headers(${target} REUSE_FROM ${ARGV1})
   else()

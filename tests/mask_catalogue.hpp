@@ -118,9 +118,10 @@ class MaskCatalogue {
       Ints hash(n), time(n), sorted(n);
       for (auto& h : hash) h = static_cast<std::int32_t>(random() % 16);
       std::iota(time.begin(), time.end(), 0);
-      std::stable_sort(time.begin(), time.end(), [&](std::int32_t a, std::int32_t b) {
-        return hash[static_cast<std::size_t>(a)] < hash[static_cast<std::size_t>(b)];
-      });
+      const auto key = [&](std::int32_t t) {
+        return std::pair(hash[static_cast<std::size_t>(t)], t);
+      };
+      std::sort(time.begin(), time.end(), [&](auto a, auto b) { return key(a) < key(b); });
       for (std::size_t i = 0; i < n; ++i) sorted[i] = hash[static_cast<std::size_t>(time[i])];
       add(side == 'q' ? "bq" : "bk", time);
       add(side == 'q' ? "hq" : "hk", sorted);
