@@ -22,6 +22,7 @@
 #include "cli/device.hpp"
 #include "cli/measure.hpp"
 #include "core/build_info.hpp"
+#include "core/environment.hpp"
 #include "core/generator.hpp"
 #include "cpu/isa.hpp"
 #include "cuda/driver.hpp"
@@ -34,18 +35,21 @@ class ForcedIsa {
  public:
   explicit ForcedIsa(const std::string& name) : forced_(!name.empty()) {
     if (!forced_) return;
-    if (const char* now = std::getenv("UNDIVIDED_ISA")) before_ = now;
+    before_ = environment::isa();
     ::setenv("UNDIVIDED_ISA", name.c_str(), 1);
   }
   ~ForcedIsa() {
-    if (forced_ && before_) ::setenv("UNDIVIDED_ISA", before_->c_str(), 1);
-    if (forced_ && !before_) ::unsetenv("UNDIVIDED_ISA");
+    if (!forced_) return;
+    if (before_.empty())
+      ::unsetenv("UNDIVIDED_ISA");
+    else
+      ::setenv("UNDIVIDED_ISA", before_.c_str(), 1);
   }
   ForcedIsa(const ForcedIsa&) = delete;
 
  private:
   bool forced_;
-  std::optional<std::string> before_;
+  std::string before_;
 };
 
 /// A process that never sleeps.
