@@ -68,8 +68,10 @@ void choose_splits(
 bool take_sm90(const Spec& s, const DeviceInfo& device, const KernelSpec& k, const char** why) {
   if (device.arch() != 90)
     *why = "compute capability 9.0 is needed";
-  else if (s.determinism == Determinism::invariant)
+  else if (s.op == Operation::forward && s.determinism == Determinism::invariant)
     *why = "invariant rows keep one family";
+  else if (s.op == Operation::backward && s.determinism != Determinism::fast)
+    *why = "its sums of dQ do not repeat bit for bit";
   else
     return sm90_serves(k, why);
   return false;
@@ -91,8 +93,17 @@ void choose_forward(
   if (s.key_mass) c.kernels.push_back(base(s, KernelKind::key_mass));
 }
 
-void choose_backward(const Spec& s, Choice& c) {
+void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, Choice& c) {
   c.kernels.push_back(base(s, KernelKind::preprocess));
+  KernelSpec whole = base(s, KernelKind::backward);
+  whole.captured = s.captured && whole.score;
+  if (preferred == Family::sm90 && take_sm90(s, device, whole, &c.not_sm90)) {
+    c.kernels.push_back(whole);
+    if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
+    if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));
+    c.dq_sum = 0;
+    return;
+  }
   if (s.want_dq || s.captured) {
     KernelSpec k = base(s, KernelKind::backward_q);
     k.captured = s.captured && k.score;
@@ -108,7 +119,7 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
   Choice c;
   c.rows = query_rows(spec, bounds);
   if (spec.op == Operation::forward) choose_forward(spec, bounds, device, preferred, c);
-  if (spec.op == Operation::backward) choose_backward(spec, c);
+  if (spec.op == Operation::backward) choose_backward(spec, device, preferred, c);
   if (spec.op == Operation::merge) c.kernels.push_back(base(spec, KernelKind::merge));
   for (KernelSpec& k : c.kernels) k = canonical(k);
 
@@ -123,6 +134,13 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     c.partial_lse = take(c.splits * c.rows);
   }
   if (spec.op == Operation::backward) c.delta = take(c.rows);
+  if (c.dq_sum >= 0)
+    c.dq_sum = take(sm90_dq_floats(base(spec, KernelKind::backward),
+                                   spec.rows,
+                                   bounds.batch,
+                                   heads_of(spec, bounds),
+                                   bounds.max_q_len,
+                                   bounds.total_q));
   if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);
   return c;
 }

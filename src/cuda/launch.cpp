@@ -313,6 +313,9 @@ struct alignas(64) TensorMap {
 struct TensorMaps {
   TensorMap q, k, v;
 };
+struct BackwardMaps {
+  TensorMap q, k, v, dout;
+};
 struct Schedule {
   int tiles, section;
   void* counter;
@@ -382,6 +385,54 @@ void launch_sm90(Driver& driver,
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),
+                        1,
+                        1,
+                        kernel.threads,
+                        1,
+                        1,
+                        kernel.shared_memory,
+                        stream,
+                        arguments,
+                        nullptr);
+}
+
+void launch_backward_sm90(Driver& driver,
+                          const LoadedKernel& kernel,
+                          Params& p,
+                          StreamHandle stream) {
+  const KernelSpec& s = kernel.spec;
+  set_tiles(s, p);
+  const long long floats = sm90_dq_floats(s, s.rows, p.batch, p.heads, p.max_q_len, p.total_q);
+  const long long blocks = grid_size(s, p);
+  if (floats > 0)
+    driver.cuMemsetD32Async(
+        reinterpret_cast<DevicePtr>(p.dq_sum), 0, static_cast<std::size_t>(floats), stream);
+  if (blocks <= 0) return;
+  if (blocks > std::numeric_limits<int>::max() || floats / 8192 > std::numeric_limits<int>::max())
+    refuse(
+        "kernel {} has {} key tiles and {} query tiles; a launch counts 2147483647 of each: "
+        "split the batch",
+        kernel.info.name,
+        blocks,
+        floats / 8192);
+  const bool ragged = s.rows == RowKind::ragged;
+  const long long q_tokens = ragged ? p.total_q : p.max_q_len;
+  const long long k_tokens = s.kv == KvKind::ragged ? p.total_k : p.max_k_len;
+  const int q_batch = ragged ? 1 : p.batch, k_batch = s.kv == KvKind::ragged ? 1 : p.batch;
+  BackwardMaps maps{};  // without queries nothing is copied, and there may be no address
+  if (q_tokens > 0) {
+    encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
+    encode(driver, maps.dout, s.dtype, p.dout, s.dv, q_tokens, p.heads, q_batch, s.tile_m());
+  }
+  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  const int pairs = std::max(1, p.kv_heads * p.batch);
+  Schedule schedule{static_cast<int>(blocks),
+                    std::min(pairs, std::max(1, sm90_section(s, p) / p.group)),
+                    nullptr};
+  void* arguments[] = {&p, &maps, &schedule};
+  driver.cuLaunchKernel(kernel.function,
+                        static_cast<unsigned>(blocks),
                         1,
                         1,
                         kernel.threads,

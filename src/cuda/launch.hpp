@@ -35,6 +35,12 @@ void launch_sm90(Driver& driver,
                  void* counter,
                  StreamHandle stream);
 
+/// The sm90 backward: also zeroes p.dq_sum on the stream.
+void launch_backward_sm90(Driver& driver,
+                          const LoadedKernel& kernel,
+                          Params& p,
+                          StreamHandle stream);
+
 /// Zeroes a float32 or 16-bit view; strided ones take one call a row of the outer axes.
 void zero(Driver& driver, const View& view, StreamHandle stream);
 

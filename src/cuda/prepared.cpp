@@ -58,7 +58,9 @@ class CudaPlan final : public Prepared {
              Params& p,
              std::byte* workspace,
              StreamHandle stream) const {
-    if (kernel.spec.family == Family::sm90)
+    if (kernel.spec.kind == KernelKind::backward)
+      launch_backward_sm90(driver_, kernel, p, stream);
+    else if (kernel.spec.family == Family::sm90 && kernel.spec.kind == KernelKind::forward)
       launch_sm90(driver_,
                   kernel,
                   p,
@@ -99,6 +101,7 @@ class CudaPlan final : public Prepared {
     p.partial_o = floats(choice_.partial_o);
     p.partial_lse = floats(choice_.partial_lse);
     p.delta = floats(choice_.delta);
+    p.dq_sum = floats(choice_.dq_sum);
     if (choice_.lse >= 0 && !args.lse) {
       // key_mass reads the LSE, also when the caller does not want it.
       p.lse.data = floats(choice_.lse);
@@ -123,7 +126,8 @@ class CudaPlan final : public Prepared {
   std::vector<std::shared_ptr<const LoadedKernel>> kernels_;
 };
 
-const char* determinism_of(const Spec& s) {
+const char* determinism_of(const Spec& s, bool sums) {
+  if (sums) return "fast: dQ is added in any order, dK and dV repeat bit for bit";
   if (s.op == Operation::merge) return "invariant";
   if (s.op == Operation::backward)
     return s.captured
@@ -150,13 +154,13 @@ void CudaPlan::explain() {
                 ? fmt::format("{}x{}", (*main)->spec.tile_m(), (*main)->spec.tile_n())
                 : "rows";
   e.splits = choice_.splits;
-  e.determinism = determinism_of(spec_);
+  e.determinism = determinism_of(spec_, choice_.dq_sum >= 0);
   e.flops = flops(spec_, bounds_);
   e.bytes = bytes_moved(spec_, bounds_);
   if (d.tensor_flops > 0 && d.bandwidth > 0)
     e.floor_seconds = std::max(e.flops / d.tensor_flops, e.bytes / d.bandwidth);
   e.workspace = choice_.workspace;
-  if (choice_.counter >= 0)
+  if (choice_.counter >= 0 || choice_.dq_sum >= 0)
     e.notes.push_back(fmt::format("sm90: TMA, wgmma and warp roles, on {}", d.name));
   else
     e.notes.push_back(

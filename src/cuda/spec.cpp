@@ -30,6 +30,8 @@ constexpr KindName kinds[] = {
     {KernelKind::sink_gradient, "dsink", "sink_gradient", "preprocess"},
     {KernelKind::merge, "merge", "merge", "combine"},
     {KernelKind::init, "init", "init_max_logit", "combine"},
+    {KernelKind::backward, "bwd", "backward_sm90", "backward_sm90"},
+    {KernelKind::gather_dq, "dq", "gather_dq", "backward_sm90"},
 };
 constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
 constexpr const char* row_names[] = {"dense", "ragged"};
@@ -42,7 +44,7 @@ int parts(int x, int size) { return (x + size - 1) / size; }
 
 bool has_tiles(KernelKind k) {
   return k == KernelKind::forward || k == KernelKind::key_mass || k == KernelKind::backward_q ||
-         k == KernelKind::backward_kv;
+         k == KernelKind::backward_kv || k == KernelKind::backward || k == KernelKind::gather_dq;
 }
 
 const char* device_type(DType t) {
@@ -60,7 +62,7 @@ int chunk_width(int d, int n) { return rounded(parts(d, n), 16); }
 int KernelSpec::tile_m() const {
   const int d = std::max(dqk, dv);
   const bool heavy = score || dropout || mask == MaskKind::program;  // needs registers of its own
-  if (family == Family::sm90) return sm90_tile(*this).warpgroups * 64;
+  if (family == Family::sm90) return sm90_tile(*this).queries;
   switch (kind) {
     case KernelKind::forward:
       return 64;
@@ -105,6 +107,7 @@ int KernelSpec::chunks() const {
 }
 
 int KernelSpec::threads() const {
+  if (kind == KernelKind::gather_dq) return 256;
   if (family == Family::sm90) return sm90_tile(*this).threads();
   switch (kind) {
     case KernelKind::forward:
@@ -160,7 +163,18 @@ KernelSpec canonical(KernelSpec s) {
     s.dqk = none.dqk;
   }
   if (s.kind != KernelKind::forward) s.packed = s.split = false;
-  if (s.kind != KernelKind::forward) s.family = Family::portable;
+  if (s.kind == KernelKind::backward || s.kind == KernelKind::gather_dq)
+    s.family = Family::sm90;
+  else if (s.kind != KernelKind::forward)
+    s.family = Family::portable;
+  if (s.kind == KernelKind::gather_dq) {
+    s.mask = none.mask;
+    s.score = none.score;
+    s.kv = none.kv;
+    s.aligned = none.aligned;
+    s.dropout = none.dropout;
+    s.dtype = none.dtype;
+  }
   if (s.family == Family::sm90) s.arch = 90;
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
@@ -367,6 +381,10 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       return warps(rows_of(s.rows, p));
     case KernelKind::sink_gradient:
       return p.heads;
+    case KernelKind::backward:
+      return batch * p.k_tiles * p.kv_heads;
+    case KernelKind::gather_dq:
+      return batch * p.q_tiles * p.heads;
     case KernelKind::init:
       return (batch * p.heads + 127) / 128;
   }

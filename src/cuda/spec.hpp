@@ -23,6 +23,8 @@ enum class KernelKind : std::uint8_t {
   sink_gradient,  // dsink
   merge,          // two partial results, or one, plus a sink
   init,           // max_logit = -inf
+  backward,       // family sm90: sums of dQ, and dK and dV, in one pass
+  gather_dq,      // family sm90: the sums to dQ
 };
 /// portable: mma.sync and cp.async, every target from sm_80. sm90: TMA and wgmma, sm_90a alone.
 enum class Family : std::uint8_t { portable, sm90 };
@@ -31,8 +33,8 @@ enum class MaskKind : std::uint8_t { full, band, program, plan };
 /// Only what changes machine code. Programs themselves are text: the cache key holds them.
 struct KernelSpec {
   KernelKind kind = KernelKind::forward;
-  Family family = Family::portable;  // forward only
-  int arch = 80;                     // the target: sm_<arch>, 80 or later; family sm90: sm_90a
+  Family family = Family::portable;
+  int arch = 80;  // the target: sm_<arch>, 80 or later; family sm90: sm_90a
   DType dtype = DType::bf16;
   DType out = DType::bf16;  // of O, or of the gradients: dtype or f32
   int dqk = 64, dv = 64;    // multiples of 8, 8..512

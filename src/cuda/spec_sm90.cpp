@@ -17,8 +17,41 @@ const char* mask_name(MaskKind m) {
   return names[static_cast<int>(m)];
 }
 
-// The two forms of wgmma with n columns. Every accumulator is an operand, so text is generated.
-std::string wgmma_text(DType type, int n) {
+// Forms of wgmma with n columns of both operands in shared memory, c = a b and c += a b, for rows
+// of 16 and for columns of 16. What is only written must be so for the compiler too, or its
+// registers stay taken from one tile to the next.
+std::string wgmma_shared_text(const std::string& name, int n) {
+  const int regs = n / 2;
+  std::string text;
+  for (const bool add : {false, true})
+    for (const bool columns : {false, true}) {
+      std::string operands;
+      for (int i = 0; i < regs; ++i)
+        operands +=
+            fmt::format("{}\"{}f\"(c[{}][{}])", i ? ", " : "", add ? '+' : '=', i / 4, i % 4);
+      text += fmt::format(
+          "  static __device__ __forceinline__ void {}_{}(\n"
+          "      float (&c)[{}][4], unsigned long long a, unsigned long long b) {{\n"
+          "    asm volatile(\n"
+          "        \"{{\\n.reg .pred p;\\nsetp.ne.b32 p, {}, 0;\\n\"\n"
+          "        \"{}, %{}, %{}, p, 1, 1, {}, {};\\n}}\"\n"
+          "        : {}\n        : \"l\"(a), \"l\"(b));\n  }}\n",
+          add ? "add" : "set",
+          columns ? "columns" : "rows",
+          n / 8,
+          add ? 1 : 0,
+          name,
+          regs,
+          regs + 1,
+          columns ? 1 : 0,
+          columns ? 1 : 0,
+          operands);
+    }
+  return text;
+}
+
+// The forms of wgmma with n columns. Every accumulator is an operand, so text is generated.
+std::string wgmma_text(DType type, int n, bool backward) {
   const char* t = type == DType::f16 ? "f16" : "bf16";
   const int regs = n / 2;
   std::string list, operands;
@@ -48,7 +81,7 @@ std::string wgmma_text(DType type, int n) {
       "    asm volatile(\n"
       "        \"{}, {{%{}, %{}, %{}, %{}}}, %{}, 1, 1, 1, 1;\"\n"
       "        : {}\n"
-      "        : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b));\n  }}\n}};\n\n",
+      "        : \"r\"(a[0]), \"r\"(a[1]), \"r\"(a[2]), \"r\"(a[3]), \"l\"(b));\n  }}\n",
       n / 8,
       name,
       regs,
@@ -57,20 +90,26 @@ std::string wgmma_text(DType type, int n) {
       regs + 3,
       regs + 4,
       operands);
-  return text;
+  if (backward) text += wgmma_shared_text(name, n);
+  return text + "};\n\n";
 }
 
 }  // namespace
 
 std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string_view score) {
   const Sm90Tile t = sm90_tile(s);
-  std::string text = fmt::format("// {}\n#include \"kernels/forward_sm90.cuh\"\n\n", s.name());
+  const bool backward = s.kind == KernelKind::backward || s.kind == KernelKind::gather_dq;
+  const char* kernel = s.kind == KernelKind::gather_dq ? "gather_dq"
+                       : backward                      ? "backward_sm90"
+                                                       : "forward_sm90";
+  std::string text = fmt::format(
+      "// {}\n#include \"kernels/{}_sm90.cuh\"\n\n", s.name(), backward ? "backward" : "forward");
   text += "namespace undivided::cuda {\n\nstruct Config {\n";
   text +=
       fmt::format("  using Element = {};\n  using Out = {};\n", element(s.dtype), element(s.out));
   const std::pair<const char*, int> integers[] = {{"dqk", s.dqk},
                                                   {"dv", s.dv},
-                                                  {"m", t.warpgroups * 64},
+                                                  {"m", t.queries},
                                                   {"n", t.keys},
                                                   {"warpgroups", t.warpgroups},
                                                   {"stages", t.stages},
@@ -87,17 +126,27 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.kv == KvKind::ragged ? "ragged" : "dense");
   text += fmt::format("  static constexpr bool dropout = {};\n", s.dropout);
   text += "  static constexpr bool pingpong = false;\n};\n\n";
-  for (const int n : std::set<int>{t.keys, s.dv}) text += wgmma_text(s.dtype, n);
+  const auto widths = s.kind == KernelKind::gather_dq ? std::set<int>{}
+                      : backward                      ? std::set<int>{64, t.queries, s.dqk, s.dv}
+                                                      : std::set<int>{t.keys, s.dv};
+  for (const int n : widths) text += wgmma_text(s.dtype, n, backward);
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
+  // gather_dq copies nothing by tiles.
+  const bool maps = s.kind != KernelKind::gather_dq;
   text += fmt::format(
       "\nextern \"C\" __global__ void __launch_bounds__({}, 1)\n"
-      "    {}(const __grid_constant__ Params p, const __grid_constant__ TensorMaps maps,\n"
-      "       const __grid_constant__ Schedule schedule) {{\n"
-      "  forward_sm90<Config, Mask, Score>(p, maps, schedule);\n}}\n\n"
+      "    {}(const __grid_constant__ Params p{}) {{\n"
+      "  {}<Config, Mask, Score>(p{});\n}}\n\n"
       "}}  // namespace undivided::cuda\n",
-      t.threads(),
-      entry_name);
+      s.threads(),
+      entry_name,
+      maps ? fmt::format(", const __grid_constant__ {} maps,\n"
+                         "       const __grid_constant__ Schedule schedule",
+                         backward ? "BackwardMaps" : "TensorMaps")
+           : std::string(),
+      kernel,
+      maps ? ", maps, schedule" : "");
   return text;
 }
 

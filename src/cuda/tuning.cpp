@@ -10,9 +10,37 @@ namespace {
 
 int slabs(int d) { return (d + 63) / 64; }
 
+constexpr int dq_tile_floats = 8192;  // 128 x 64 or 64 x 128
+
+Sm90Tile backward_tile(const KernelSpec& k) {
+  Sm90Tile t;
+  // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
+  t.queries = std::max(k.dqk, k.dv) <= 64 ? 128 : 64;
+  t.producer_registers = 24;
+  t.consumer_registers = 240;
+  return t;
+}
+
+bool is_backward(const KernelSpec& k) {
+  return k.kind == KernelKind::backward || k.kind == KernelKind::gather_dq;
+}
+
+std::size_t backward_shared_memory(const KernelSpec& k) {
+  if (k.kind == KernelKind::gather_dq) return 0;
+  const Sm90Tile t = backward_tile(k);
+  const int columns = slabs(k.dqk) + slabs(k.dv), blocks = t.queries / 64;
+  const int tiles = (t.keys + t.stages * t.queries) * columns * 128;
+  const int ds = 2 * blocks * t.keys * 128, dq = dq_tile_floats * 4;
+  const int rows = 2 * t.stages * t.queries * 4;
+  const int barriers = 8 * (2 + 4 * t.stages) + 32 + 8;
+  const int info = 8 + (k.mask == MaskKind::plan ? 8 * blocks : 0);
+  return static_cast<std::size_t>(1024 + tiles + ds + dq + rows + barriers + t.stages * info);
+}
+
 }  // namespace
 
 Sm90Tile sm90_tile(const KernelSpec& k) {
+  if (is_backward(k)) return backward_tile(k);
   const int d = std::max(k.dqk, k.dv);
   const bool planned = k.mask == MaskKind::plan;
   // A program or dropout needs registers of its own.
@@ -49,13 +77,20 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.producer_registers = 56;
     t.consumer_registers = 224;
   }
+  t.queries = t.warpgroups * 64;
   return t;
 }
 
 bool sm90_serves(const KernelSpec& k, const char** why) {
   const char* reason = nullptr;
-  if (k.kind != KernelKind::forward)
-    reason = "only the forward has such a kernel";
+  if (k.kind != KernelKind::forward && !is_backward(k))
+    reason = "only the forward and the backward have such kernels";
+  else if (is_backward(k) && std::max(k.dqk, k.dv) > 128)
+    reason = "a head dim above 128 in the backward";
+  else if (is_backward(k) && k.wide_dout)
+    reason = "a float32 dO";
+  else if (is_backward(k) && k.captured)
+    reason = "gradients of captured arrays";
   else if (k.kv == KvKind::paged)
     reason = "keys in pages";
   else if (std::max(k.dqk, k.dv) > 256)
@@ -69,6 +104,7 @@ bool sm90_serves(const KernelSpec& k, const char** why) {
 }
 
 std::size_t sm90_shared_memory(const KernelSpec& k) {
+  if (is_backward(k)) return backward_shared_memory(k);
   const Sm90Tile t = sm90_tile(k);
   const int q = t.q_stages * slabs(k.dqk) * t.warpgroups * 64 * 128;
   const int kv = t.stages * (slabs(k.dqk) + slabs(k.dv)) * t.keys * 128;
@@ -76,6 +112,18 @@ std::size_t sm90_shared_memory(const KernelSpec& k) {
   const int info = k.mask == MaskKind::plan ? 8 + 4 * t.keys / 64 * t.warpgroups : 0;
   // Slabs begin at multiples of 1024 bytes, the block's memory perhaps not.
   return static_cast<std::size_t>(1024 + q + kv + barriers + t.stages * info);
+}
+
+long long sm90_dq_floats(const KernelSpec& k,
+                         RowKind rows,
+                         long long batch,
+                         long long heads,
+                         long long max_q_len,
+                         long long total_q) {
+  const int m = backward_tile(k).queries;
+  const long long tiles = rows == RowKind::ragged ? heads * (total_q / m + batch + 1)
+                                                  : batch * heads * ((max_q_len + m - 1) / m);
+  return tiles * dq_tile_floats;
 }
 
 int sm90_section(const KernelSpec& k, const Params& p) {

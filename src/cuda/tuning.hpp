@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles, stages and registers of the sm90 forward kernels, each with what was measured for it.
+// Tiles, stages and registers of the sm90 kernels, each with what was measured for it.
 #pragma once
 
 #include "cuda/spec.hpp"
@@ -7,9 +7,10 @@
 namespace undivided::cuda {
 
 struct Sm90Tile {
-  int warpgroups = 2;  // of 64 query rows; one more loads
-  int keys = 128;      // of a tile
-  int stages = 2;      // of K and of V
+  int warpgroups = 2;  // of 64 query rows (backward: keys); one more loads
+  int queries = 128;   // of a tile
+  int keys = 128;
+  int stages = 2;  // of K and of V; backward: of Q and of dO
   int q_stages = 1;
   int slack = 0;  // log2 by which a row's maximum may grow before O is rescaled; 0: none
   int producer_registers = 40, consumer_registers = 232;
@@ -19,8 +20,16 @@ struct Sm90Tile {
 
 Sm90Tile sm90_tile(const KernelSpec& spec);
 
-/// Can the sm90 family run this forward kernel, whatever the bounds? `why` says what it lacks.
+/// Can the sm90 family run this kernel, whatever the bounds? `why` says what it lacks.
 bool sm90_serves(const KernelSpec& spec, const char** why);
+
+/// Floats of the sums of dQ: what gather_dq reads.
+long long sm90_dq_floats(const KernelSpec& spec,
+                         RowKind rows,
+                         long long batch,
+                         long long heads,
+                         long long max_q_len,
+                         long long total_q);
 
 std::size_t sm90_shared_memory(const KernelSpec& spec);
 std::string compose_sm90(const KernelSpec& spec, std::string_view mask, std::string_view score);

@@ -30,6 +30,13 @@ __device__ inline void store_shared(unsigned to, const unsigned (&x)[4]) {
                : "memory");
 }
 
+/// PTX: ld.shared.v2
+__device__ inline float2 load_shared_pair(unsigned from) {
+  float2 x;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+  return x;
+}
+
 /// Four 8 x 8 matrices; lane i gives the address of row i % 8 of matrix i / 8.
 /// PTX: ldmatrix.sync.aligned.m8n8.x4
 __device__ inline void load_matrix(unsigned (&r)[4], unsigned from) {
@@ -43,6 +50,15 @@ __device__ inline void load_matrix_transposed(unsigned (&r)[4], unsigned from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(from)
+               : "memory");
+}
+/// The reverse of load_matrix. PTX: stmatrix.sync.aligned.m8n8.x4 (sm_90)
+__device__ inline void store_matrix(unsigned to, const unsigned (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(r[0]),
+               "r"(r[1]),
+               "r"(r[2]),
+               "r"(r[3])
                : "memory");
 }
 

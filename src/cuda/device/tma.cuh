@@ -29,6 +29,27 @@ __device__ inline void tma_load(
       "r"(x3)
       : "memory");
 }
+/// Adds `bytes` of floats in shared memory to global memory, later; both begin at multiples of 16.
+/// PTX: cp.reduce.async.bulk.global.shared::cta.add.f32
+__device__ inline void bulk_add(float* to, unsigned from, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(from),
+               "r"(bytes)
+               : "memory");
+}
+/// PTX: cp.async.bulk.commit_group
+__device__ inline void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// All but the last `pending` groups are done. PTX: cp.async.bulk.wait_group
+template <int pending>
+__device__ inline void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
+}
+/// The same, of their reads only: shared memory may change. PTX: cp.async.bulk.wait_group.read
+template <int pending>
+__device__ inline void bulk_wait_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
+}
 /// Orders ordinary stores to shared memory before reads by wgmma and the copy engine.
 /// PTX: fence.proxy.async
 __device__ inline void async_proxy_fence() {

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+// dQ, dK and dV on Hopper in five products: TMA, wgmma and warp roles.
+//
+// One CTA owns 128 keys of a KV head and visits the query tiles of the heads of its group. Two
+// warpgroups own 64 keys each, and hold S and dP transposed, so that P^T and dS^T are left operands
+// straight from registers:
+//   S^T = K Q^T, dP^T = V dO^T; P = e^(s - LSE); dV += dropped(P)^T dO
+//   dS = P * (dP - delta) * ds/dscore; dK += dS^T Q, times scale at the end
+//   dS goes to shared memory; dQ = dS K of both halves of the keys
+// (Dao 2023, algorithm 2; Shah et al. 2024, section 3.1). One warp loads Q and dO, another adds
+// each dQ tile to float32 sums in global memory, which gather_dq rounds. dK and dV stay in
+// registers over all heads of the group. Rows of Q, dO, K and V past a sequence are zeroed in
+// shared memory, since 0 times what a neighbour left there may be NaN.
+#pragma once
+
+#include "kernels/backward_work_sm90.cuh"
+
+namespace undivided::cuda {
+
+template <class C>
+struct BackwardProducer90 {
+  using L = SharedBackward90<C>;
+  const Params& p;
+  const BackwardMaps& maps;
+  const Sequence& s;
+  unsigned base;
+  bool lead;
+  Ring<C::stages> ring;
+  unsigned tail_parity = 0;
+
+  /// A tile of `rows` tokens, of which the first `clean` are ours and the rest become zeros.
+  template <int slabs, int rows>
+  __device__ void load(
+      unsigned to, const TensorMap& map, unsigned full, int token, int head, int batch, int clean) {
+    constexpr int slab = rows * 128;
+    const unsigned barrier = clean < rows ? base + L::tail : full;
+    if (lead) {
+      mbarrier_expect(barrier, slabs * slab);
+#pragma unroll
+      for (int i = 0; i < slabs; ++i)
+        tma_load(to + i * slab, map, barrier, i * 64, token, head, batch);
+    }
+    if (clean >= rows) return;
+    mbarrier_wait(barrier, tail_parity);
+    tail_parity ^= 1;
+    const unsigned zero[4] = {};
+#pragma unroll 1
+    for (int i = 0; i < slabs; ++i)
+#pragma unroll 1
+      for (unsigned at = to + i * slab + maximum(clean, 0) * 128 + (threadIdx.x & 31) * 16;
+           at < to + (i + 1) * slab;
+           at += 512)
+        store_shared(at, zero);
+    async_proxy_fence();
+    __syncwarp();
+    if (lead) mbarrier_arrive(full);
+  }
+
+  __device__ void keys(int b, int kv_head, int j0) {
+    const int token = static_cast<int>(s.k_first) + j0, batch = C::kv == KvKind::ragged ? 0 : b;
+    const int clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len - j0 : C::n;
+    load<L::q_slabs, C::n>(base, maps.k, base + L::keys, token, kv_head, batch, clean);
+    load<L::v_slabs, C::n>(base + L::v_at, maps.v, base + L::keys, token, kv_head, batch, clean);
+  }
+
+  __device__ void rows(int b, int h, QueryTiles<C>& tiles) {
+    const int at = ring.at(), i0 = tiles.tile * C::m;
+    const int token = static_cast<int>(s.q_first) + i0, batch = C::rows == RowKind::ragged ? 0 : b;
+    const int clean = C::rows == RowKind::ragged || p.q_lengths.data ? s.q_len - i0 : C::m;
+    mbarrier_wait(base + L::q_empty + 8 * at, ring.parity() ^ 1);
+    for (int r = threadIdx.x & 31; r < C::m; r += 32) {
+      float lse = infinity(), delta = 0.0f;  // e^(s - inf) = 0: no weight past the rows
+      if (i0 + r < s.q_len) {
+        lse = *row_scalar<C>(p.lse, s, b, h, i0 + r) * log2_e;
+        delta = p.delta[row_index<C>(p, s, b, h, i0 + r)];
+        if (lse == -infinity()) lse = infinity();  // a row without a key
+      }
+      store_shared_word(base + L::lse + (at * C::m + r) * 4, __float_as_int(lse));
+      store_shared_word(base + L::delta + (at * C::m + r) * 4, __float_as_int(delta));
+    }
+    const unsigned info = base + L::info + L::info_bytes * at;
+    if (lead) {
+      store_shared_word(info, h);
+      store_shared_word(info + 4, tiles.tile);
+    }
+    if constexpr (C::mask == MaskKind::plan) {
+      if (lead)
+#pragma unroll
+        for (int g = 0; g < 2; ++g)
+#pragma unroll
+          for (int i = 0; i < L::row_slabs; ++i)
+            store_shared_word(info + 8 + 4 * (g * L::row_slabs + i), tiles.block_class(g, i));
+    }
+    __syncwarp();
+    load<L::q_slabs, C::m>(base + L::q_at + L::q_bytes * at,
+                           maps.q,
+                           base + L::q_full + 8 * at,
+                           token,
+                           h,
+                           batch,
+                           clean);
+    mbarrier_wait(base + L::dout_empty + 8 * at, ring.parity() ^ 1);
+    load<L::v_slabs, C::m>(base + L::dout_at + L::dout_bytes * at,
+                           maps.dout,
+                           base + L::dout_full + 8 * at,
+                           token,
+                           h,
+                           batch,
+                           clean);
+    ring.next();
+  }
+
+  __device__ void end() {
+    mbarrier_wait(base + L::q_empty + 8 * ring.at(), ring.parity() ^ 1);
+    if (lead) {
+      store_shared_word(base + L::info + L::info_bytes * ring.at(), -1);
+      mbarrier_arrive(base + L::q_full + 8 * ring.at());
+    }
+  }
+};
+
+/// Adds the dQ tiles that the consumers leave in shared memory to the sums in global memory.
+template <class C>
+__device__ inline void add_dq(const Params& p, unsigned base) {
+  using L = SharedBackward90<C>;
+  for (unsigned parity = 0;; parity ^= 1) {
+    for (int g = 0; g < 2; ++g) {
+      mbarrier_wait(base + L::dq_full + 8 * g, parity);
+      const int tile = load_shared_word(base + L::dq_to + 4 * g);
+      if (tile < 0) {
+        bulk_wait<0>();
+        return;
+      }
+      bulk_add(p.dq_sum + (static_cast<long long>(tile) * 2 + g) * (L::dq_bytes / 4),
+               base + L::dq_at + L::dq_bytes * g,
+               L::dq_bytes);
+      bulk_commit();
+      bulk_wait_read<0>();
+      mbarrier_arrive(base + L::dq_empty + 8 * g);
+    }
+  }
+}
+
+template <class C, class Mask, class Score>
+struct BackwardConsumer90 {
+  using L = SharedBackward90<C>;
+  using T = typename C::Element;
+  static constexpr int m = C::m;
+  static constexpr bool early = Score::identity && m == 64;
+  const Params& p;
+  const Sequence& s;
+  unsigned base;
+  int group, b, kv_head;
+  Keys90<C> keys;
+  Ring<C::stages> ring;
+  unsigned step = 0;
+
+  __device__ __forceinline__ void free(unsigned barrier) {
+    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
+  }
+
+  /// acc = A B^T: 64 keys of `a` times the rows of `b`.
+  template <int d>
+  __device__ __forceinline__ void multiply_rows(float (&acc)[m / 8][4], unsigned a, unsigned b_at) {
+    const auto x = wgmma_descriptor(base + a + group * 8192, 16);
+    const auto y = wgmma_descriptor(base + b_at, 16);
+#pragma unroll
+    for (int i = 0; i < (d + 15) / 16; ++i) {
+      const auto u = x + (i / 4 * L::key_slab + i % 4 * 32) / 16;
+      const auto v = y + (i / 4 * L::row_slab + i % 4 * 32) / 16;
+      if (i == 0)
+        Wgmma<T, m>::set_rows(acc, u, v);
+      else
+        Wgmma<T, m>::add_rows(acc, u, v);
+    }
+    wgmma_commit();
+  }
+  /// acc += A B: fragments times the rows at `b`.
+  template <int d>
+  __device__ __forceinline__ void add_rows(float (&acc)[d / 8][4],
+                                           const unsigned (&a)[m / 16][4],
+                                           unsigned b_at) {
+    const auto y = wgmma_descriptor(base + b_at, L::row_slab);
+#pragma unroll
+    for (int i = 0; i < m / 16; ++i) Wgmma<T, d>::register_shared(acc, a[i], y + i * 2048 / 16);
+    wgmma_commit();
+  }
+  /// dQ = dS K: 64 queries by 64 columns; this warpgroup's share of the tile.
+  __device__ __forceinline__ void queries(float (&acc)[8][4], unsigned ds) {
+    const int row = m == 128 ? group : 0, column = m == 128 ? 0 : group;
+    const auto x = wgmma_descriptor(base + ds + row * L::key_slab, 16);
+    const auto y = wgmma_descriptor(base + column * L::key_slab, 16);
+#pragma unroll
+    for (int i = 0; i < C::n / 16; ++i) {
+      if (i == 0)
+        Wgmma<T, 64>::set_columns(acc, x, y);
+      else
+        Wgmma<T, 64>::add_columns(acc, x + i * 2048 / 16, y + i * 2048 / 16);
+    }
+    wgmma_commit();
+  }
+
+  /// dS^T as rows of keys: a slab for 64 queries.
+  __device__ __forceinline__ void store_ds(const unsigned (&ds)[m / 16][4], unsigned to) {
+    const int lane = threadIdx.x & 31;
+    const int key = group * 64 + (threadIdx.x & 127) / 32 * 16 + (lane & 15);
+#pragma unroll
+    for (int i = 0; i < m / 16; ++i) {
+      const int piece = 2 * i + (lane >> 4);
+      store_matrix(base + to + piece / 8 * L::key_slab + key * 128 + ((piece ^ key) & 7) * 16,
+                   ds[i]);
+    }
+    async_proxy_fence();
+  }
+
+  /// Leaves a dQ tile to the warp that adds it.
+  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], int tile) {
+    mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
+    const int thread = threadIdx.x & 127;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16,
+                   {__float_as_uint(dq[i][0]),
+                    __float_as_uint(dq[i][1]),
+                    __float_as_uint(dq[i][2]),
+                    __float_as_uint(dq[i][3])});
+    if (thread == 0) store_shared_word(base + L::dq_to + 4 * group, tile);
+    async_proxy_fence();
+    __syncwarp();
+    free(L::dq_full + 8 * group);
+    ++step;
+  }
+
+  __device__ void run() {
+    float dk[C::dqk / 8][4], dv[C::dv / 8][4];
+    clear(dk);
+    clear(dv);
+    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
+#pragma unroll 1
+    for (;;) {
+      const int at = ring.at();
+      mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
+      const unsigned info = base + L::info + L::info_bytes * at;
+      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
+      if (h < 0) break;
+      const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
+      float acc[m / 8][4], dp[m / 8][4];
+      wgmma_fence();
+      multiply_rows<C::dqk>(acc, 0, q);
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+      wgmma_fence();
+      multiply_rows<C::dv>(dp, L::v_at, dout);
+
+      Pairs90<C, Mask, Score> pairs(p,
+                                    s,
+                                    keys,
+                                    b,
+                                    h,
+                                    tile * m,
+                                    info + 8 + 4 * L::row_slabs * group,
+                                    base + L::lse + at * m * 4,
+                                    base + L::delta + at * m * 4);
+      unsigned left[m / 16][4], ds[m / 16][4];
+      if constexpr (Score::identity) {
+        wgmma_wait<1>();
+        pin(acc);
+        pairs.weights(acc);
+      }
+      if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
+        pairs.fragments(left, acc);
+        wgmma_fence();
+        add_rows<C::dv>(dv, left, dout);
+        wgmma_wait<1>();
+        pin(dp);
+        pairs.gradients(acc, dp);
+        to_fragments<T, m>(ds, dp);
+      } else {
+        wgmma_wait<0>();
+        pin(acc);
+        pin(dp);
+        if constexpr (Score::identity)
+          pairs.gradients(acc, dp);
+        else
+          pairs.both(acc, dp);
+        to_fragments<T, m>(ds, dp);
+        pairs.fragments(left, acc);
+        wgmma_fence();
+        add_rows<C::dv>(dv, left, dout);
+      }
+      const unsigned ds_at = L::ds_at + L::ds_bytes * (step & 1);
+      store_ds(ds, ds_at);
+      named_barrier_sync(1, 256);
+      float dq[8][4];
+      wgmma_fence();
+      queries(dq, ds_at);
+      add_rows<C::dqk>(dk, ds, q);
+      wgmma_wait<1>();
+      pin(dv);
+      pin(dq);
+      free(L::dout_empty + 8 * at);
+      leave_dq(dq, dq_tile<C>(p, s, b, h, tile));
+      wgmma_wait<0>();
+      pin(dk);
+      free(L::q_empty + 8 * at);
+      ring.next();
+    }
+    mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
+    if ((threadIdx.x & 127) == 0) store_shared_word(base + L::dq_to + 4 * group, -1);
+    __syncwarp();
+    free(L::dq_full + 8 * group);
+    store(dk, dv);
+  }
+
+  __device__ __forceinline__ void store(float (&dk)[C::dqk / 8][4], float (&dv)[C::dv / 8][4]) {
+    using Out = typename C::Out;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int j = keys.mine + 8 * half;
+      const bool live = j < s.k_len;
+      // Dense padding gets zeros; packed rows past the length belong to others.
+      const bool written = live || (C::kv == KvKind::dense && j < p.max_k_len);
+      const auto row = [&](const MatrixRef& to) {
+        return written && to.data
+                   ? static_cast<Out*>(to.data) + key_offset<C>(p, to, s, b, kv_head, j)
+                   : nullptr;
+      };
+      if (!live) {
+#pragma unroll
+        for (int i = 0; i < C::dqk / 8; ++i) dk[i][2 * half] = dk[i][2 * half + 1] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < C::dv / 8; ++i) dv[i][2 * half] = dv[i][2 * half + 1] = 0.0f;
+      }
+      store_row90<Out>(row(p.dk), dk, half, p.scale);
+      store_row90<Out>(row(p.dv), dv, half, C::dropout ? p.keep_scale : 1.0f);
+    }
+  }
+};
+
+template <class C, class Mask, class Score>
+__device__ __forceinline__ void backward_sm90(const Params& p,
+                                              const BackwardMaps& maps,
+                                              const Schedule& schedule) {
+  using L = SharedBackward90<C>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const unsigned base = (shared_address(shared) + 1023) & ~1023u;
+  const int group = warpgroup_index();
+  const int tall = schedule.section * p.k_tiles, first = blockIdx.x / tall * schedule.section;
+  const int rest = blockIdx.x % tall;
+  const int width = minimum(schedule.section, p.kv_heads * p.batch - first);
+  const int pair = first + rest % width, kv_head = pair % p.kv_heads, b = pair / p.kv_heads;
+  const int j0 = rest / width * C::n;
+  const Sequence s = sequence<C>(p, b);
+  if (C::kv == KvKind::ragged && j0 >= s.k_len) return;
+
+  if (threadIdx.x == 0) {
+    mbarrier_init(base + L::keys, 2);
+    mbarrier_init(base + L::tail, 1);
+    for (int i = 0; i < C::stages; ++i) {
+      mbarrier_init(base + L::q_full + 8 * i, 1);
+      mbarrier_init(base + L::dout_full + 8 * i, 1);
+      mbarrier_init(base + L::q_empty + 8 * i, 8);
+      mbarrier_init(base + L::dout_empty + 8 * i, 8);
+    }
+    for (int g = 0; g < 2; ++g) {
+      mbarrier_init(base + L::dq_full + 8 * g, 4);
+      mbarrier_init(base + L::dq_empty + 8 * g, 1);
+    }
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+
+  if (group == 2) {
+    lower_registers<C::producer_registers>();
+    const int warp = threadIdx.x / 32 - 8;
+    const bool lead = (threadIdx.x & 31) == 0;
+    if (warp == 0) {
+      BackwardProducer90<C> producer{p, maps, s, base, lead, {}};
+      if (j0 < s.k_len) {
+        producer.keys(b, kv_head, j0);
+        for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h)
+          for (QueryTiles<C> tiles(p, s, b, h, j0); tiles.valid(); tiles.next())
+            producer.rows(b, h, tiles);
+      }
+      producer.end();
+    } else if (warp == 1 && lead) {
+      add_dq<C>(p, base);
+    }
+  } else {
+    raise_registers<C::consumer_registers>();
+    BackwardConsumer90<C, Mask, Score> consumer{
+        p, s, base, group, b, kv_head, Keys90<C>(p, s, j0, group)};
+    consumer.run();
+  }
+}
+
+/// The sums of dQ, times scale, as rows. Grid: q_tiles x heads x batch. Block: 256 threads.
+template <class C, class Mask, class Score>
+__device__ void gather_dq(const Params& p) {
+  using Out = typename C::Out;
+  int x = blockIdx.x;
+  const int tile = x % p.q_tiles;
+  x /= p.q_tiles;
+  const int h = x % p.heads, b = x / p.heads, i0 = tile * C::m;
+  const Sequence s = sequence<C>(p, b);
+  if (i0 >= (C::rows == RowKind::dense ? p.max_q_len : s.q_len)) return;
+  const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+  const float4* from = reinterpret_cast<const float4*>(p.dq_sum) +
+                       (static_cast<long long>(dq_tile<C>(p, s, b, h, tile)) * 2 + group) * 1024 +
+                       thread;
+  const auto columns = [&](auto count, int first) {
+    constexpr int n = decltype(count)::value;
+    float acc[n][4];
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float4 v = from[i * 128];
+      acc[i][0] = v.x;
+      acc[i][1] = v.y;
+      acc[i][2] = v.z;
+      acc[i][3] = v.w;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i =
+          i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4 + 8 * half;
+      const bool live = i < s.q_len;
+      const bool written = C::rows == RowKind::dense ? i < p.max_q_len : live;
+      Out* to = written ? static_cast<Out*>(p.dq.data) + row_offset<C>(p.dq, s, b, h, i) + first
+                        : nullptr;
+      store_row90<Out>(to, acc, half, p.scale);
+    }
+  };
+  if constexpr (C::m == 128)
+    columns(Constant<C::dqk / 8>{}, 0);
+  else if (group == 0)
+    columns(Constant<8>{}, 0);
+  else
+    columns(Constant<C::dqk / 8 - 8>{}, 64);
+}
+
+}  // namespace undivided::cuda

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the roles of the sm90 backward share: shared memory, the query tiles of a key tile, and the
+// arithmetic on pairs. A warpgroup holds S^T: a thread has two keys, 8 apart, of an accumulator and
+// queries 2 t and 2 t + 1 of each 8.
+#pragma once
+
+#include "kernels/softmax_sm90.cuh"
+
+namespace undivided::cuda {
+
+struct BackwardMaps {
+  TensorMap q, k, v, dout;  // axes: dim, token, head, batch; ragged: one batch
+};
+
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
+/// Offsets in shared memory; K is at 0. Tiles are slabs of 64 columns; see wgmma.cuh.
+template <class C>
+struct SharedBackward90 {
+  static constexpr int q_slabs = (C::dqk + 63) / 64, v_slabs = (C::dv + 63) / 64;
+  static constexpr int row_slab = C::m * 128, key_slab = C::n * 128;
+  static constexpr int row_slabs = C::m / 64;  // of dS: its columns are queries
+  static constexpr int q_bytes = q_slabs * row_slab, dout_bytes = v_slabs * row_slab;
+  static constexpr int ds_bytes = row_slabs * key_slab, dq_bytes = 64 * 64 * 4;
+  static constexpr int v_at = q_slabs * key_slab, q_at = v_at + v_slabs * key_slab;
+  static constexpr int dout_at = q_at + C::stages * q_bytes;
+  static constexpr int ds_at = dout_at + C::stages * dout_bytes;  // two, taken in turn
+  static constexpr int dq_at = ds_at + 2 * ds_bytes;              // one a warpgroup
+  static constexpr int lse = dq_at + 2 * dq_bytes;                // in log2, a float a row
+  static constexpr int delta = lse + C::stages * C::m * 4;
+  static constexpr int keys = delta + C::stages * C::m * 4;  // barriers from here
+  static constexpr int tail = keys + 8;
+  static constexpr int q_full = tail + 8, q_empty = q_full + 8 * C::stages;
+  static constexpr int dout_full = q_empty + 8 * C::stages;
+  static constexpr int dout_empty = dout_full + 8 * C::stages;
+  static constexpr int dq_full = dout_empty + 8 * C::stages, dq_empty = dq_full + 16;
+  static constexpr int dq_to = dq_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
+  // Per stage: head (-1: the end), query tile, and of a plan a class per 64 x 64 block.
+  static constexpr int info = dq_to + 8;
+  static constexpr int info_bytes = 8 + (C::mask == MaskKind::plan ? 8 * row_slabs : 0);
+  static constexpr int bytes = info + C::stages * info_bytes;
+};
+
+/// Where a dQ tile has its sums, in tiles of m x 128 or m x 64 columns. Sequences of packed rows
+/// begin new tiles: floor(first / m) + b leaves room for every tail.
+template <class C>
+__device__ inline int dq_tile(const Params& p, const Sequence& s, int b, int h, int tile) {
+  if constexpr (C::rows == RowKind::ragged)
+    return h * static_cast<int>(p.total_q / C::m + p.batch + 1) +
+           static_cast<int>(s.q_first / C::m) + b + tile;
+  else
+    return (b * p.heads + h) * p.q_tiles + tile;
+}
+
+/// The query tiles that 128 keys visit, ascending.
+template <class C>
+struct QueryTiles {
+  static constexpr bool planned = C::mask == MaskKind::plan;
+  static constexpr int per = C::m / 64;  // of a plan: blocks of a tile
+
+  int tile = 0, end = 0;
+  const PlanRef* plan = nullptr;
+  int run[2], run_end[2];  // of the keys of each warpgroup
+
+  __device__ QueryTiles(const Params& p, const Sequence& s, int b, int h, int j0) {
+    const int j1 = minimum(j0 + C::n, s.k_len) - 1;
+    long long first = 0, last = s.q_len;
+    if constexpr (C::mask == MaskKind::band) {
+      const Band band(p, s);
+      first = maximum<long long>(first, band.first_query(j0));
+      last = minimum<long long>(last, band.last_query(j1) + 1);
+    }
+    if constexpr (planned) {
+      plan = &p.plan;
+      const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
+      last = minimum<long long>(last, e.q_len);
+#pragma unroll
+      for (int g = 0; g < 2; ++g) {
+        const int block = j0 / 64 + g;
+        const bool live = block < e.k_blocks && block * 64 < s.k_len;
+        run[g] = live ? p.plan.run_offsets[e.key_runs + block] : 0;
+        run_end[g] = live ? p.plan.run_offsets[e.key_runs + block + 1] : 0;
+      }
+    }
+    if (first >= last) return;
+    tile = static_cast<int>(first / C::m);
+    end = static_cast<int>((last + C::m - 1) / C::m);
+    if constexpr (planned) settle();
+  }
+  __device__ bool valid() const { return tile < end; }
+  __device__ void next() {
+    ++tile;
+    if constexpr (planned) settle();
+  }
+  /// Class of one 64 x 64 block of the tile at hand, as in KeyTiles.
+  __device__ int block_class(int g, int i) {
+    const int block = tile * per + i;
+    int r = run[g];
+    while (r < run_end[g] && plan->runs[r].end <= block) ++r;
+    if (r == run_end[g]) return KeyTiles<C>::empty_block;
+    const PlanRun x = plan->runs[r];
+    if (block < x.begin) return KeyTiles<C>::empty_block;
+    return x.tiles < 0 ? KeyTiles<C>::full_block : plan->tile_ids[x.tiles + block - x.begin];
+  }
+
+ private:
+  __device__ void settle() {
+    int best = end;
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      while (run[g] < run_end[g] && plan->runs[run[g]].end <= tile * per) ++run[g];
+      if (run[g] < run_end[g]) best = minimum(best, maximum(tile, plan->runs[run[g]].begin / per));
+    }
+    tile = best;
+  }
+};
+
+/// The keys of a warpgroup as one of its threads sees them.
+template <class C>
+struct Keys90 {
+  int tile_first;             // of the CTA
+  int mine;                   // the upper of the thread's two keys
+  int low[2], high[2];        // queries [low, high] of a band keep them; none past the length
+  int clear_low, clear_high;  // these queries keep every key of the warpgroup
+
+  __device__ Keys90(const Params& p, const Sequence& s, int j0, int group) : tile_first(j0) {
+    const int first = j0 + group * 64, thread = threadIdx.x & 127;
+    mine = first + thread / 32 * 16 + (thread & 31) / 4;
+    const auto from = [&](int j) {
+      if (j >= s.k_len) return 0x7fffffff;
+      if constexpr (C::mask != MaskKind::band) return 0;
+      return static_cast<int>(clamped<long long>(Band(p, s).first_query(j), 0, 0x7fffffff));
+    };
+    const auto to = [&](int j) {
+      if (j >= s.k_len) return -1;
+      if constexpr (C::mask != MaskKind::band) return 0x7fffffff;
+      return static_cast<int>(clamped<long long>(Band(p, s).last_query(j), -1, 0x7fffffff));
+    };
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      low[half] = from(mine + 8 * half);
+      high[half] = to(mine + 8 * half);
+    }
+    clear_low = from(first + 63);
+    clear_high = to(first);
+  }
+};
+
+/// The pairs of a query tile and the keys of a warpgroup: from S^T and dP^T to P^T and dS^T.
+template <class C, class Mask, class Score>
+struct Pairs90 {
+  static constexpr int m = C::m, blocks = C::mask == MaskKind::plan ? m / 64 : 0;
+  const Params& p;
+  const Sequence& s;
+  const Keys90<C>& keys;
+  int b, h, i0;
+  unsigned lse, delta;  // in shared memory
+  bool looked;          // may a pair be masked?
+  int classes[blocks ? blocks : 1];
+  unsigned dropped[m / 64];  // a bit an element
+
+  __device__ __forceinline__ Pairs90(const Params& params,
+                                     const Sequence& sequence,
+                                     const Keys90<C>& my_keys,
+                                     int batch,
+                                     int head,
+                                     int first,
+                                     unsigned class_at,
+                                     unsigned lse_at,
+                                     unsigned delta_at)
+      : p(params),
+        s(sequence),
+        keys(my_keys),
+        b(batch),
+        h(head),
+        i0(first),
+        lse(lse_at),
+        delta(delta_at) {
+    looked = C::mask == MaskKind::program || i0 < keys.clear_low || i0 + m - 1 > keys.clear_high;
+#pragma unroll
+    for (int i = 0; i < blocks; ++i) {
+      classes[i] = load_shared_word(class_at + 4 * i);
+      looked = looked || classes[i] != KeyTiles<C>::full_block;
+    }
+  }
+
+  static __device__ __forceinline__ int column() { return (threadIdx.x & 3) * 2; }
+  /// The numbers of queries 8 c + 2 t and the next.
+  static __device__ __forceinline__ float2 of_rows(unsigned at, int c) {
+    return load_shared_pair(at + (c * 8 + column()) * 4);
+  }
+
+  /// Is the pair of accumulator element (c, e) kept? Only asked of tiles that are `looked` at.
+  __device__ __forceinline__ bool kept(int c, int e) const {
+    const int half = e >> 1, x = c * 8 + column() + (e & 1), i = i0 + x;
+    bool keep = i >= keys.low[half] && i <= keys.high[half];
+    const int j = keys.mine + 8 * half;
+    if constexpr (C::mask == MaskKind::plan) {
+      const int id = classes[c / 8];
+      if (id == KeyTiles<C>::empty_block) keep = false;
+      if (id >= 0) keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
+    }
+    if constexpr (C::mask == MaskKind::program)
+      keep = keep && i < s.q_len &&
+             Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
+    return keep;
+  }
+
+  __device__ __forceinline__ bool keeps_weight(int c, int e) const {
+    const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
+    return Dropout(p).keep(b, h, s.q_origin + i, s.k_origin + j);
+  }
+  __device__ __forceinline__ void drop() {
+    if constexpr (C::dropout) {
+#pragma unroll
+      for (int w = 0; w < m / 64; ++w) {
+        dropped[w] = 0;
+#pragma unroll
+        for (int k = 0; k < 32; ++k)
+          if (!keeps_weight(w * 8 + k / 4, k % 4)) dropped[w] |= 1u << k;
+      }
+    }
+  }
+  __device__ __forceinline__ bool is_dropped(int c, int e) const {
+    if constexpr (C::dropout) return dropped[c / 8] >> (c % 8 * 4 + e) & 1;
+    return false;
+  }
+
+  /// S^T to P^T.
+  __device__ __forceinline__ void weights(float (&acc)[m / 8][4]) {
+    const float unit = p.scale * log2_e;
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c) {
+      const float2 top = of_rows(lse, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        acc[c][e] = exp2_fast(fmaf(acc[c][e], unit, e & 1 ? -top.y : -top.x));
+    }
+    if (looked) {
+#pragma unroll
+      for (int c = 0; c < m / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!kept(c, e)) acc[c][e] = 0.0f;
+    }
+    drop();
+  }
+
+  /// dP^T to dS^T = P * (dP - delta); a masked pair has none, whatever V holds.
+  __device__ __forceinline__ void gradients(const float (&weight)[m / 8][4],
+                                            float (&dp)[m / 8][4]) const {
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c) {
+      const float2 d = of_rows(delta, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float grad = dp[c][e];
+        if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
+        dp[c][e] = weight[c][e] * (grad - (e & 1 ? d.y : d.x));
+      }
+    }
+    if (looked) {
+#pragma unroll
+      for (int c = 0; c < m / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (weight[c][e] == 0.0f) dp[c][e] = 0.0f;
+    }
+  }
+
+  /// Both at once, for a score program: its derivative is taken at what P was made of.
+  __device__ __forceinline__ void both(float (&acc)[m / 8][4], float (&dp)[m / 8][4]) {
+    drop();
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c) {
+      const float2 top = of_rows(lse, c), d = of_rows(delta, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
+        const int qp = s.q_origin + i, kp = s.k_origin + j;
+        const bool live = i < s.q_len && (!looked || kept(c, e));
+        const float raw = acc[c][e] * p.scale;
+        const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
+        float grad = dp[c][e];
+        if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
+        grad = weight * (grad - (e & 1 ? d.y : d.x)) *
+               Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        acc[c][e] = weight;
+        dp[c][e] = live ? grad : 0.0f;
+      }
+    }
+  }
+
+  /// P^T without what dropout drops, as left operands.
+  __device__ __forceinline__ void fragments(unsigned (&left)[m / 16][4],
+                                            const float (&acc)[m / 8][4]) const {
+    if constexpr (C::dropout) {
+      float rest[m / 8][4];
+#pragma unroll
+      for (int c = 0; c < m / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) rest[c][e] = is_dropped(c, e) ? 0.0f : acc[c][e];
+      to_fragments<typename C::Element, m>(left, rest);
+    } else {
+      to_fragments<typename C::Element, m>(left, acc);
+    }
+  }
+};
+
+}  // namespace undivided::cuda
