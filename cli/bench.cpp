@@ -266,6 +266,7 @@ nlohmann::ordered_json json_of(
                                 {"commit", build_info().commit}};
   if (backend == Backend::cuda) row["threads"] = nullptr;
   if (r.page) row["page"] = r.page;
+  if (!r.precision.empty()) row["precision"] = r.precision;
   if (r.beside) row["beside"] = r.beside->name;
   if (f.rate_ratio) row["rate_ratio"] = *f.rate_ratio;
   if (f.gbytes) row["gbytes_per_second"] = *f.gbytes;
@@ -318,7 +319,7 @@ int run(const Flags& f) {
       continue;
     }
     const ForcedIsa forced(r.isa);
-    const Peak peak = measured_peak(backend, r.dtype, !r.isa.empty());
+    const Peak peak = measured_peak(backend, r.dtype, !r.isa.empty() || !r.precision.empty());
     const Figures figures = measured(r, backend, f.budget, peak);
     const bool low = r.bar && (r.bar->at_most ? figures.named(r.bar->of) > r.bar->value
                                               : figures.named(r.bar->of) < r.bar->value);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "cli/problem.hpp"
 #include "core/generator.hpp"
 
 namespace undivided::cli {
@@ -21,6 +22,7 @@ std::string name_of(const Row& r) {
   if (r.direction == "decode" && !r.usual) name += fmt::format(" {}/{}", r.heads, r.kv_heads);
   if (r.page) name += fmt::format(" page{}", r.page);
   if (r.score != "identity") name += " " + r.score;
+  if (!r.precision.empty()) name += " " + r.precision;
   if (!r.isa.empty()) name += " " + r.isa;
   if (r.threads > 1) name += fmt::format(" t{}", r.threads);
   if (r.contended) name += " contended";
@@ -145,6 +147,19 @@ void add_long(List& list) {
     r.bar = Row::Bar{"of_peak", d == 128 ? .82 : .78};
     list.add(r);
   }
+  for (const std::int64_t d : {64, 128})  // shares of the bf16 dot peak, whatever multiplies
+    for (const char* isa : {"", "avx512_bf16"})
+      for (const char* precision : {"i8/bf16", "i8/f32"}) {
+        if (*isa && precision == std::string_view("i8/f32")) continue;  // no dot products of bf16
+        Row bf16 = forward;
+        bf16.dtype = DType::bf16;
+        bf16.d = d;
+        bf16.isa = isa;
+        Row r = bf16;
+        r.precision = precision;
+        if (d == 128 && r.precision == "i8/bf16") r.bar = Row::Bar{"of_peak", 1};
+        list.add_beside(r, bf16, std::nullopt);
+      }
   for (const char* score : {"softcap", "alibi", "t5"}) {
     Row r = forward;
     r.score = score;
@@ -250,6 +265,10 @@ Workload workload_of(const Row& r) {
     w.kv = dense(k, v);
   }
   w.dout = tensor(r.heads, r.q_len, 4);
+  if (!r.precision.empty()) {
+    w.options.precision = precision_of(r.precision);
+    w.kv.k_mean = w.keep.emplace_back(key_mean(w.kv));
+  }
   w.options.align = Align::end;
   if (r.mask == "causal") w.options.mask = causal();
   if (r.mask == "window") w.options.mask = window(window_width, 0);

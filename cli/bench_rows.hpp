@@ -18,6 +18,7 @@ struct Row {
   int threads = 1;
   std::int64_t page = 0;           // tokens of a page; 0: dense keys
   std::string score = "identity";  // or softcap, alibi, t5
+  std::string precision;           // i8/bf16 or i8/f32; "": follows the inputs
   std::string isa;                 // forced; "": the best one
   std::string step;                // of a call: verb, resolve, plan or run; "": the kernel's time
   bool contended = false;          // beside a process that never sleeps

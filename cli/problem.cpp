@@ -16,7 +16,7 @@ namespace {
 const std::vector<std::string> backends{"auto", "reference", "cpu", "cuda"};
 const std::vector<std::string> determinisms{"fast", "reproducible", "invariant"};
 const std::vector<std::string> aligns{"start", "end"};
-const std::vector<std::string> precisions{"follow", "f32", "bf16", "f16"};
+const std::vector<std::string> precisions{"follow", "f32", "bf16", "f16", "i8/bf16", "i8/f32"};
 
 bool ends_with_any(const std::vector<Array>& arrays, const std::string& name) {
   return std::any_of(
@@ -56,9 +56,11 @@ void load_options(const ProblemFlags& flags, LoadedProblem& p) {
   o.seed = flags.seed;
   o.determinism =
       static_cast<Determinism>(choose("--determinism", flags.determinism, determinisms));
-  if (!flags.precision.empty() && choose("--precision", flags.precision, precisions) > 0) {
-    const DType format = float_dtype_of("--precision", flags.precision);
-    o.precision = {format, format, false};
+  o.precision = precision_of(flags.precision);
+  if (flags.k_mean == "keys") {
+    p.kv.k_mean = p.hold(key_mean(p.kv));
+  } else if (!flags.k_mean.empty()) {
+    p.kv.k_mean = p.hold(read_named("--k-mean", flags.k_mean));
   }
   p.out_dtype =
       flags.out_dtype.empty() ? DType::f32 : float_dtype_of("--out-dtype", flags.out_dtype);
@@ -95,7 +97,15 @@ void add_problem_flags(CLI::App& app, ProblemFlags& f) {
   app.add_option("--dtype", f.dtype, "rounds Q, K, V (and dO) first: f32, f16, bf16, f64");
   app.add_option("--out-dtype", f.out_dtype, "of O: f32 (default), f16, bf16");
   app.add_option(
-      "--precision", f.precision, "of the two products: follow (default), f32, bf16 or f16");
+      "--precision",
+      f.precision,
+      "of the two products: follow (default), f32, bf16, f16; i8/bf16 or i8/f32 rounds Q and K to "
+      "int8");
+  app.add_option(
+      "--k-mean",
+      f.k_mean,
+      "int8: f32 [kv heads, dim] or [batch, kv heads, dim] to round K without, or 'keys': "
+      "the mean of the keys");
   app.add_option("--q-offsets", f.q_offsets, "ragged Q [total, heads, dim]: [batch + 1]");
   app.add_option("--k-offsets", f.k_offsets, "ragged K and V [total, heads, dim]: [batch + 1]");
   app.add_option(
@@ -259,6 +269,15 @@ Backend backend_of(const std::string& name) {
 
 Align align_of(const std::string& name) {
   return static_cast<Align>(choose("--align", name, aligns));
+}
+
+Precision precision_of(const std::string& name) {
+  if (name.empty() || choose("--precision", name, precisions) == 0) return {};
+  const std::size_t slash = name.find('/');
+  if (slash != std::string::npos)
+    return {DType::i8, dtype_from_name(name.substr(slash + 1)), false};
+  const DType both = dtype_from_name(name);
+  return {both, both, false};
 }
 
 DType float_dtype_of(const char* flag, const std::string& name) {

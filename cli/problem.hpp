@@ -22,7 +22,7 @@ struct ProblemFlags {
   std::string sink;
   double dropout = 0;
   std::uint64_t seed = 0;
-  std::string dtype, out_dtype, precision;
+  std::string dtype, out_dtype, precision, k_mean;
   std::string q_offsets, k_offsets, page_table, prefix_table, lengths, q_lengths, k_lengths;
   std::string backend = "auto", determinism = "fast";
   int threads = 0;
@@ -62,6 +62,8 @@ Array read_captured(const std::string& assignment);
 Tensor read_named(const char* flag, const std::string& spec);
 
 Backend backend_of(const std::string& name);
+/// follow or empty, f32, bf16, f16, i8/bf16, i8/f32.
+Precision precision_of(const std::string& name);
 Align align_of(const std::string& name);
 DType float_dtype_of(const char* flag, const std::string& name);
 

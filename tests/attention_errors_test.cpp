@@ -362,7 +362,7 @@ TEST(PlanRefusal, NoBackendListsEveryReason) {
   Call c;
   Problem p = resolve(c.q, c.kv, c.options);
   p.spec.precision.follow = false;
-  p.spec.precision.qk = DType::i8;
+  p.spec.precision.qk = DType::e5m2;
   try {
     plan(p.spec, p.bounds);
     FAIL() << "was planned";

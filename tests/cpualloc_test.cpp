@@ -113,6 +113,18 @@ TEST_P(CpuAllocation, PlainAndRaggedAllocateNothing) {
   expect_runs_allocate_nothing(c, true);
 }
 
+TEST_P(CpuAllocation, ScoresOfInt8AllocateNothing) {
+  for (const DType pv : {DType::bf16, DType::f32}) {
+    Case c{.dtype = GetParam(), .batch = 2, .hq = 4, .hkv = 2, .nq = 40, .nk = 70};
+    c.kv = KvKind::paged;
+    c.options.precision = {DType::i8, pv, false};
+    c.options.mask = causal();
+    c.options.align = Align::end;
+    c.options.key_mass = true;
+    expect_runs_allocate_nothing(c, false);
+  }
+}
+
 TEST_P(CpuAllocation, DecodeAllocatesNothing) {
   for (const KvKind kv : {KvKind::dense, KvKind::paged})
     for (const std::int64_t group : {1, 4}) {

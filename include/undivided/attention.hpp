@@ -43,6 +43,7 @@ struct Kv {
   View page_table;    ///< paged: i32 or i64 [batch, max pages]; entries past a length are ignored
   View prefix_table;  ///< paged, optional: i32 or i64 [prefix pages], the first pages of every
                       ///< sequence
+  View k_mean;        ///< int8 scores, optional: f32 [kv head, dim] or [batch, kv head, dim]
   std::int64_t max_length =
       0;  ///< ragged or paged on a device: an upper bound (0: what the shapes allow)
 };
@@ -62,6 +63,12 @@ enum class Align : std::uint8_t { start, end };
 enum class Determinism : std::uint8_t { fast, reproducible, invariant };
 
 /// Number formats of the two matrix products; `follow` means those of the inputs.
+///
+/// qk = i8 (forward on the CPU, pv bf16 or f32): a row of Q, and one of K - k_mean, becomes
+/// round(x / f) with f = max|x| / 127 of its own; scores are exact sums of those, times both
+/// factors, plus scale * q.k_mean (Zhang et al. 2024, SageAttention, sections 4.1 and 4.2). k_mean
+/// is data: any vector leaves the result the same but for rounding, so one mean may serve a growing
+/// cache, and rows stay `invariant`. Rows that are 0, or below 2^-100, have the factor 0.
 struct Precision {
   DType qk = DType::f32;
   DType pv = DType::f32;
@@ -120,6 +127,10 @@ void attention_into(const Outputs& out,
                     const Kv& kv,
                     const Options& options = {},
                     const Context& context = {});
+
+/// The mean over its tokens of each head of K, float32 [batch, kv head, dim]: a good Kv::k_mean.
+/// A sequence without keys has the mean 0. Raises Error{resolve} for K that is f64 or on a device.
+Tensor key_mean(const Kv& kv, const Context& context = {});
 
 /// What a backward should compute.
 struct BackwardOptions {

@@ -61,6 +61,7 @@ DifferentialData::DifferentialData(const Rows& rows,
       {"partial: the difference of two partial results does not merge", options.partial},
       {"max_logit: call attention on a component", options.max_logit},
       {"key_mass: call attention on a component", options.key_mass},
+      {"k_mean: call attention on a component", static_cast<bool>(kv.k_mean)},
   };
   for (const auto& [what, asked] : not_here)
     if (asked)

@@ -38,11 +38,24 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
               fmt::format("{}", std::max(bounds.max_q_len, bounds.max_k_len)));
   try {
     const Precision& p = spec.precision;
+    const bool values = p.pv == DType::f32 || p.pv == DType::bf16;
+    if (!p.follow && p.qk == DType::i8) {
+      if (spec.op == Operation::backward)
+        return no("int8 scores have no backward",
+                  "a precision that follows the inputs",
+                  fmt::format("qk i8, pv {}", name_of(p.pv)));
+      if (!values)
+        return no("int8 scores go with values of this format only",
+                  "pv bf16 or f32",
+                  fmt::format("qk i8, pv {}", name_of(p.pv)));
+      return Support::yes();
+    }
     const bool both = p.qk == p.pv, dots = chosen_kernels().dots && spec.dtype == DType::bf16;
     if (!p.follow && !(both && (p.qk == DType::f32 || (p.qk == DType::bf16 && dots))))
       return no("products of this format are not computed on the CPU",
-                dots ? "f32 or bf16 for both"
-                     : "f32 for both; bf16 for bf16 inputs where UNDIVIDED_ISA can be avx512_bf16",
+                dots ? "f32 or bf16 for both; qk i8 with pv bf16 or f32"
+                     : "f32 for both; qk i8 with pv bf16 or f32; bf16 for both for bf16 inputs "
+                       "where UNDIVIDED_ISA can be avx512_bf16",
                 fmt::format("qk {}, pv {}", name_of(p.qk), name_of(p.pv)));
   } catch (const Error& e) {
     return no(e.what(), "an instruction set of this processor", "UNDIVIDED_ISA");

@@ -17,6 +17,14 @@ expr::Band band_of(const Spec& spec) {
   return expr::recognise_band(*spec.mask, values);
 }
 
+const char* products_of(const Setup& setup) {
+  if (setup.quantised)
+    return setup.pairs         ? "i8 and bf16 pairs"
+           : setup.bf16_values ? "i8 and bf16 as f32"
+                               : "i8 and f32";
+  return setup.pairs ? "bf16 pairs" : "f32";
+}
+
 Explanation describe(const Setup& setup, const char* direction) {
   const Spec& s = setup.spec;
   const expr::Band band = band_of(s);
@@ -27,10 +35,11 @@ Explanation describe(const Setup& setup, const char* direction) {
   const char* kv = s.kv == KvKind::dense ? "dense" : s.kv == KvKind::ragged ? "ragged" : "paged";
   Explanation e;
   e.backend = "cpu";
-  e.kernel = fmt::format("{}.{}.{}.d{}{}.{}.{}.{}{}",
+  e.kernel = fmt::format("{}.{}.{}{}.d{}{}.{}.{}.{}{}",
                          direction,
                          setup.kernels->name,
                          name_of(s.dtype),
+                         setup.quantised ? ".i8" : "",
                          s.dqk,
                          s.dv == s.dqk ? "" : fmt::format("v{}", s.dv),
                          mask,
@@ -41,11 +50,16 @@ Explanation describe(const Setup& setup, const char* direction) {
                         setup.tile,
                         setup.kernels->lanes,
                         key_block,
-                        setup.pairs ? "bf16 pairs" : "f32",
+                        products_of(setup),
                         setup.packed ? ", the heads of a group packed into lanes" : "");
   const char* names[] = {"fast", "reproducible", "invariant"};
   e.determinism = names[static_cast<int>(s.determinism)];
-  if (setup.pairs)
+  if (setup.quantised) {
+    e.notes.emplace_back(
+        "Q and K, less its mean where one is given, are rounded to int8 with a factor per token "
+        "and head");
+    if (setup.bf16_values) e.notes.emplace_back("P and V are rounded to bf16");
+  } else if (setup.pairs)
     e.notes.emplace_back("products sum pairs of bf16 in float32; P and dS are rounded to bf16");
   else if (s.dtype != DType::f32)
     e.notes.push_back(

@@ -141,6 +141,49 @@ struct Dots {
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 
+/// Scores of int8: rows of K and Q are whole numbers of at most 127 times a factor of their own. A
+/// word holds four of them where the instruction set sums products of quads, else one as a float32:
+/// sums of at most 127 * 127 * max_dim < 2^24 are exact either way.
+struct Quantised {
+  int values;  // of a word
+  /// Up to `lanes` rows to [words, in whole blocks][lanes]. factor[lane] is that of the row, times
+  /// `scale`; offset[lane] = scale * (row . mean), what `mean` was worth in each score of the row.
+  void (*pack_queries)(const std::byte* const* rows,
+                       int count,
+                       DType dtype,
+                       int columns,
+                       const float* mean,
+                       float scale,
+                       float* to,
+                       float* factor,
+                       float* offset);
+  /// Rows minus `mean` to blocks of words, from row `first` on. factor[row], and start[row]: what
+  /// the sums of the row begin with.
+  void (*pack_keys)(const std::byte* from,
+                    std::ptrdiff_t stride_bytes,
+                    DType dtype,
+                    int first,
+                    int rows,
+                    int columns,
+                    const float* mean,
+                    float* to,
+                    float* factor,
+                    float* start);
+  /// s[row][lane] = k_factor[row] * q_factor[lane] * (sum over words) + q_offset[lane], for rows
+  /// from `first` on as in Products.
+  void (*scores)(const float* k,
+                 const float* k_factor,
+                 const float* k_start,
+                 int first,
+                 int rows,
+                 int words,
+                 const float* q_t,
+                 const float* q_factor,
+                 const float* q_offset,
+                 float* s,
+                 int vectors);
+};
+
 /// Rows of the K and V of the next tile: a line of 64 bytes is asked for whenever work of some
 /// weight is done, so that the requests are spread over the tile.
 struct Ahead {
@@ -232,6 +275,9 @@ struct Kernels {
   Products f32;
   const Dots* dots;  // null without the instructions
   DecodeProducts decode;
+  Quantised quantised;
+  /// Rounded to bf16, to nearest, in place; n is a multiple of the width.
+  void (*round_bf16)(float* x, std::int64_t n);
   /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
   /// m).
   void (*softmax)(float* s, int rows, float c, float* m, float* l, float* alpha, int vectors);

@@ -16,6 +16,14 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   k_sums = setup.pairs && setup.spec.op == Operation::backward
                ? arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column)
                : k_blocks;
+  const bool quantised = setup.quantised;
+  mean = arena.take<float>(quantised ? max_dim : 0);
+  k_factor = arena.take<float>(quantised ? key_block : 0);
+  k_start = arena.take<float>(quantised ? key_block : 0);
+  q_factor = arena.take<float>(quantised ? all : 0);
+  q_offset = arena.take<float>(quantised ? all : 0);
+  rounded = arena.take<std::byte>(
+      setup.bf16_values && setup.spec.dtype != DType::bf16 ? 2 * key_block * setup.spec.dv : 0);
   low = arena.take<std::int32_t>(all);
   high = arena.take<std::int32_t>(all);
   q = arena.take<std::int32_t>(all);
@@ -40,6 +48,7 @@ void ScoreTiles::begin(
   const expr::Band& band = run_.band;
   const bool banded = run_.mask_kind == MaskKind::band;
   const bool planned = run_.mask_kind == MaskKind::plan;
+  if (run_.setup.quantised) load_mean();
   low_ = banded || planned ? s.k_len : 0;
   high_ = banded || planned ? 0 : s.k_len;
   for (int sub = 0; sub < subs_; ++sub) {
@@ -66,7 +75,17 @@ void ScoreTiles::begin(
       edges.high_max = std::max(edges.high_max, memory_.high[at]);
     }
     float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
-    if (run_.setup.pairs)
+    if (run_.setup.quantised)
+      kernels_.quantised.pack_queries(rows,
+                                      live,
+                                      run_.spec.dtype,
+                                      run_.spec.dqk,
+                                      memory_.mean,
+                                      run_.q_scale,
+                                      q_t,
+                                      memory_.q_factor + std::int64_t{sub} * lanes,
+                                      memory_.q_offset + std::int64_t{sub} * lanes);
+    else if (run_.setup.pairs)
       kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
     else
       kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
@@ -190,6 +209,14 @@ void ScoreTiles::each_run(const View& view, F&& pack) const {
   }
 }
 
+/// Products compute whole blocks of rows: those past the last key are 0.
+void ScoreTiles::clear_rest(int words, float* to) const {
+  for (int c = 0; c < words; c += block_edge)
+    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
+                (whole_blocks(rows_) - rows_) * block_edge,
+                0.0f);
+}
+
 void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
   each_run(view, [&](const KeyRun& run, int first, int n) {
     if (run_.setup.pairs)
@@ -197,19 +224,57 @@ void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
     else
       kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
   });
-  // Products compute whole blocks of rows: those past the last key are 0.
-  for (int c = 0; c < run_.setup.words(d); c += block_edge)
-    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
-                (whole_blocks(rows_) - rows_) * block_edge,
-                0.0f);
+  clear_rest(run_.setup.words(d), to);
+}
+
+/// The mean that K is rounded without, filled up with zeros.
+void ScoreTiles::load_mean() const {
+  std::fill_n(memory_.mean, max_dim, 0.0f);
+  const View& mean = run_.args.kv.k_mean;
+  if (mean)
+    std::copy_n(static_cast<const float*>(mean.at({b_, run_.kv_head_of(head_), 0})),
+                run_.spec.dqk,
+                memory_.mean);
+}
+
+void ScoreTiles::pack_quantised() const {
+  const View& k = run_.args.kv.k;
+  each_run(k, [&](const KeyRun& run, int first, int n) {
+    kernels_.quantised.pack_keys(run.data,
+                                 run.stride,
+                                 k.dtype,
+                                 first,
+                                 n,
+                                 run_.spec.dqk,
+                                 memory_.mean,
+                                 memory_.k_blocks,
+                                 memory_.k_factor,
+                                 memory_.k_start);
+  });
+  const int rest = whole_blocks(rows_) - rows_;
+  std::fill_n(memory_.k_factor + rows_, rest, 0.0f);
+  std::fill_n(memory_.k_start + rows_, rest, 0.0f);
+  clear_rest(run_.setup.qk_words(), memory_.k_blocks);
 }
 
 void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
-  each_run(view, [&](const KeyRun& run, int first, int n) {
+  each_run(view, [&](KeyRun run, int first, int n) {
+    DType dtype = view.dtype;
+    if (run_.setup.bf16_values && dtype != DType::bf16) {
+      const std::int64_t bytes = 2 * d;
+      for (int r = 0; r < n; ++r) {
+        float wide[max_dim];
+        kernels_.copy_rows(run.data + r * run.stride, 0, dtype, 1, d, wide, d, d);
+        kernels_.store_row(wide, 1.0f, DType::bf16, d, memory_.rounded + r * bytes, false);
+      }
+      run.data = memory_.rounded;
+      run.stride = bytes;
+      dtype = DType::bf16;
+    }
     if (run_.setup.pairs)
       kernels_.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
     else
-      kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
+      kernels_.pack_blocks(run.data, run.stride, dtype, first, n, d, to);
   });
   if (run_.setup.pairs && rows_ % 2 == 1) {  // a last key alone is paired with zeros
     const std::int64_t zeros[max_dim / 4] = {};
@@ -220,6 +285,8 @@ void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
 void ScoreTiles::load_keys() {
   if (decode_.used())
     decode_.visit(j0_);
+  else if (run_.setup.quantised)
+    pack_quantised();
   else
     pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
@@ -263,6 +330,18 @@ float* ScoreTiles::scores(int sub, float* raw) {
   float* s = memory_.s + range.begin * kernels_.lanes;
   if (decode_.used())
     decode_.scores(range.begin, range.size(), q_t(sub), s);
+  else if (run_.setup.quantised)
+    kernels_.quantised.scores(memory_.k_blocks,
+                              memory_.k_factor,
+                              memory_.k_start,
+                              range.begin,
+                              range.size(),
+                              run_.setup.qk_words(),
+                              q_t(sub),
+                              memory_.q_factor + std::int64_t{sub} * kernels_.lanes,
+                              memory_.q_offset + std::int64_t{sub} * kernels_.lanes,
+                              s,
+                              vectors(sub));
   else
     run_.setup.products().scores(memory_.k_blocks,
                                  range.begin,
@@ -315,6 +394,8 @@ void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float*
     kernels_.dots->pair_rows(p, rows, vectors(sub));
     first /= 2;
     rows = (rows + 1) / 2;
+  } else if (run_.setup.bf16_values) {
+    kernels_.round_bf16(p, std::int64_t{rows} * kernels_.lanes);
   }
   run_.setup.products().accumulate(
       memory_.v_blocks, first, rows, run_.spec.dv, p, alpha, o_t, vectors(sub));

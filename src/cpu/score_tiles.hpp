@@ -33,6 +33,8 @@ class ScoreTiles {
     Memory(Arena& arena, const Setup& setup);
     float *q_t, *s, *k_blocks, *v_blocks;
     float* k_sums;  // K as dQ sums it: pairs of keys, or the same blocks
+    float *mean, *k_factor, *k_start, *q_factor, *q_offset;  // of int8, see Quantised
+    std::byte* rounded;                                      // V in bf16, where it came as another
     std::int32_t *low, *high, *q, *head;
     Edges* edges;
     PlanRuns* runs;
@@ -100,6 +102,9 @@ class ScoreTiles {
   void each_run(const View& view, F&& pack) const;
   void pack_by_columns(const View& view, int d, float* to) const;  // pairs along d
   void pack_by_rows(const View& view, int d, float* to) const;     // pairs along the keys
+  void pack_quantised() const;                                     // K in int8
+  void load_mean() const;
+  void clear_rest(int words, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.

@@ -14,18 +14,33 @@ struct FloatDot {
   UNDIVIDED_VEC vf step(vf sum, vf word, vf lanes_of) { return fma(word, lanes_of, sum); }
 };
 
-template <class Dot, int NV>
+/// Sums begin at 0 and end times a scale.
+struct ScaledSums {
+  float scale;
+  UNDIVIDED_VEC vf begin(const ScaledSums&, int) { return set1(0.0f); }
+  template <int MR, int NV>
+  UNDIVIDED_VEC void end(const ScaledSums& at, vf (&acc)[MR][NV]) {
+    if (at.scale == 1.0f) return;
+    const vf factor = set1(at.scale);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) acc[r][v] = mul(acc[r][v], factor);
+  }
+};
+
+template <class Dot, int NV, class Sums>
 static __attribute__((noinline)) void block_scores(const float* __restrict k,
                                                    int blocks,
                                                    const float* __restrict q_t,
-                                                   float scale,
+                                                   Sums sums,
                                                    float* __restrict s) {
   constexpr int MR = tile_rows;
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[r][v] = set1(0.0f);
+    for (int v = 0; v < NV; ++v) acc[r][v] = Sums::begin(sums, r);
 #pragma GCC unroll 1
   for (int b = 0; b < blocks; ++b) {
 #pragma GCC unroll 8
@@ -43,13 +58,7 @@ static __attribute__((noinline)) void block_scores(const float* __restrict k,
     k += block_column;
     q_t += block_edge * lanes;
   }
-  if (scale != 1.0f) {
-    const vf factor = set1(scale);
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) acc[r][v] = mul(acc[r][v], factor);
-  }
+  Sums::end(sums, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 2
@@ -119,8 +128,8 @@ static void scores_tile(const float* k,
   const int blocks = (words + block_edge - 1) / block_edge;
   k += first * block_edge;
   for (int r = 0; r < rows; r += tile_rows, k += tile_rows * block_edge, s += tile_rows * lanes)
-    vectors == 1 ? block_scores<Dot, 1>(k, blocks, q_t, scale, s)
-                 : block_scores<Dot, 2>(k, blocks, q_t, scale, s);
+    vectors == 1 ? block_scores<Dot, 1>(k, blocks, q_t, ScaledSums{scale}, s)
+                 : block_scores<Dot, 2>(k, blocks, q_t, ScaledSums{scale}, s);
 }
 
 template <class Dot>

@@ -16,6 +16,8 @@ const Kernels kernels = {
     {scores_tile<FloatDot>, accumulate_tile<FloatDot>},
     isa_dots,
     {decode_scores, decode_outputs, decode_lanes},
+    {IntegerWords::values, pack_quantised_queries, pack_quantised_keys, quantised_scores_tile},
+    round_bf16_all,
     softmax_tile,
     mask_band_tile,
     mask_bits_tile,

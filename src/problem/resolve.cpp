@@ -110,6 +110,35 @@ class Resolver : public DataResolver {
     return p;
   }
 
+  /// The mean that K is rounded without: [batch, kv head, dim], the same for all with a stride of
+  /// 0.
+  void key_mean() {
+    View& mean = args.kv.k_mean;
+    if (!mean) return;
+    if (spec.precision.follow || spec.precision.qk != DType::i8)
+      refuse(
+          "k_mean is given, which only int8 scores take off K: ask for precision qk i8, or leave "
+          "it out");
+    const std::int64_t heads = bounds.kv_heads, d = spec.dqk;
+    if (mean.rank == 2 && mean.size(0) == heads) {
+      mean = mean.unsqueezed(0);
+      mean.shape[0] = bounds.batch;
+      mean.stride[0] = 0;
+    }
+    if (mean.dtype != DType::f32 || mean.rank != 3 || mean.size(0) != bounds.batch ||
+        mean.size(1) != heads || mean.size(2) != d)
+      refuse("k_mean is {}; f32 [{}, {}] or [{}, {}, {}] is expected",
+             args.kv.k_mean.describe(),
+             heads,
+             d,
+             bounds.batch,
+             heads,
+             d);
+    want_unit_stride("k_mean", mean);
+    if (mean.device != problem.device)
+      refuse("k_mean is on {} and Q is on {}", to_string(mean.device), to_string(problem.device));
+  }
+
   void options(const Options& o) {
     const double scale = o.scale.value_or(1.0 / std::sqrt(static_cast<double>(spec.dqk)));
     if (!std::isfinite(scale)) refuse("scale is {}; a finite number is expected", scale);
@@ -146,6 +175,7 @@ class Resolver : public DataResolver {
     spec.key_mass = o.key_mass;
     spec.determinism = o.determinism;
     spec.precision = o.precision;
+    key_mean();
     positions(o);
     const Positions p = reach();
     args.mask = bind(o.mask, p);

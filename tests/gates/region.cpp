@@ -144,7 +144,8 @@ int main(int argc, char** argv) try {
   if (planted) plant();
   Context context;
   context.executor = &inline_executor();
-  Options plain, causal_alibi;
+  Options plain, causal_alibi, int8;
+  int8.precision = {DType::i8, DType::bf16, false};
   plain.align = causal_alibi.align = Align::end;
   causal_alibi.mask = causal();
   causal_alibi.score = alibi(Array(std::vector<float>{0.5f}, "slope"));
@@ -168,6 +169,7 @@ int main(int argc, char** argv) try {
       {"forward bf16", shape(DType::bf16, 1, 32, 64, plain), false},
       {"forward f32 causal alibi", shape(DType::f32, 1, 16, 32, causal_alibi), false},
       {"backward f32", shape(DType::f32, 1, 16, 32, plain), true},
+      {"forward bf16 i8", shape(DType::bf16, 1, 32, 64, int8), false},
       {"decode bf16", shape(DType::bf16, 4, 1, 64, plain), false},
   };
   for (const Row& row : rows) {

@@ -16,6 +16,8 @@ constexpr const char* isa_name = "avx2";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"
 #include "cpu/tile_blocks.hpp"
+using IntegerWords = struct FloatWords;
+#include "cpu/tile_quantised.hpp"
 #include "cpu/tile_forward.hpp"
 #include "cpu/tile_decode.hpp"
 #include "cpu/tile_program.hpp"

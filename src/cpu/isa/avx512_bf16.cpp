@@ -15,6 +15,9 @@ constexpr const char* isa_name = "avx512_bf16";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"
 #include "cpu/tile_blocks.hpp"
+#include "cpu/tile_quads.hpp"
+using IntegerWords = QuadWords;
+#include "cpu/tile_quantised.hpp"
 #include "cpu/tile_forward.hpp"
 #include "cpu/tile_decode.hpp"
 #include "cpu/tile_program.hpp"
