@@ -57,6 +57,9 @@ void load_options(const ProblemFlags& flags, LoadedProblem& p) {
   o.determinism =
       static_cast<Determinism>(choose("--determinism", flags.determinism, determinisms));
   o.precision = precision_of(flags.precision);
+  if (flags.backend == "reference" && !o.precision.follow)
+    refuse(fmt::format("--precision is {}; --backend reference computes in float64: leave it out",
+                       flags.precision));
   if (flags.k_mean == "keys") {
     p.kv.k_mean = p.hold(key_mean(p.kv));
   } else if (!flags.k_mean.empty()) {

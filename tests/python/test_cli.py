@@ -246,6 +246,30 @@ def test_dropout_repeats_by_seed(qkv):
     assert np.abs(np.load(one) - np.load(three)).max() > 0.01
 
 
+def test_scores_of_int8_and_the_mean_of_k(qkv):
+    folder, _, k, _ = qkv
+    k = k + np.where(np.arange(16) % 4, 0, 20).astype(np.float32)
+    np.save(folder / "k.npy", k)
+    done(*flags(folder), "--out", folder / "exact.npy")
+    exact = np.load(folder / "exact.npy")
+
+    def error(*words):
+        done(*flags(folder), "--precision", *words, "--out", folder / "o.npy")
+        return np.abs(np.load(folder / "o.npy") - exact).mean() / np.abs(exact).mean()
+
+    smooth, plain = error("i8/bf16", "--k-mean", "keys"), error("i8/f32")
+    assert 1e-5 < smooth < 0.02 and plain > 3 * smooth
+    np.save(folder / "mean.npy", k.mean(1))
+    assert error("i8/bf16", "--k-mean", folder / "mean.npy") < 1.5 * smooth
+    where = ("--out", folder / "x.npy")
+    assert "i8/bf16" in refused(*flags(folder), "--precision", "int8", *where)
+    assert "precision qk i8" in refused(*flags(folder), "--k-mean", "keys", *where)
+    assert "float64" in refused(*flags(folder), "--precision", "i8/f32", "--backend", "reference", *where)
+    np.save(folder / "do.npy", exact)
+    assert "no backward" in refused(*flags(folder), "--precision", "i8/f32", "--dout", folder / "do.npy",
+                                    "--dq", folder / "dq.npy", *where)
+
+
 # --- refusals -----------------------------------------------------------------------------------
 BAD = {
     "missing file": (["--k", "nowhere.npy"], "nowhere.npy"),
