@@ -43,7 +43,7 @@ const std::vector<WordAxis>& word_axes() {
       {"via", &Case::via, {"verb", "into", "plan", "maskplan"}},
       {"index", &Case::index, {"i32", "i64"}},
       {"threads", &Case::threads, {"t1", "t2"}},
-      {"isa", &Case::isa, {"auto", "scalar", "avx2", "avx512", "avx512_bf16"}},
+      {"isa", &Case::isa, {"auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx"}},
   };
   return table;
 }

@@ -35,7 +35,7 @@ struct Case {
   std::string via = "verb";    // verb, into, plan, maskplan
   std::string index = "i32";   // of lengths, offsets and tables: i32, i64
   std::string threads = "t1";  // t1, t2
-  std::string isa = "auto";    // auto, scalar, avx2, avx512, avx512_bf16
+  std::string isa = "auto";    // auto, scalar, avx2, avx512, avx512_bf16, amx
   std::uint64_t seed = 1;
 
   /// "forward.f32.d64.q64.k64.h2x2.b1.mask=causal": words at their default are left out.

@@ -145,7 +145,7 @@ TEST(Environment, ReadsLegalValuesAndNamesThemOtherwise) {
   }
   const Variable isa("UNDIVIDED_ISA", "sse9");
   EXPECT_EQ(refusal([] { environment::isa(); }),
-            "UNDIVIDED_ISA=sse9 is not legal; allowed: scalar, avx2, avx512, avx512_bf16");
+            "UNDIVIDED_ISA=sse9 is not legal; allowed: scalar, avx2, avx512, avx512_bf16, amx");
 }
 
 TEST(Environment, FindsTheCacheFolder) {

@@ -82,17 +82,18 @@ TEST_P(CpuForward, ScalesThatAreNotPositive) {
 
 TEST_P(CpuForward, ExplainNamesTheProducts) {
   const auto tiles_of = [](DType t, Precision precision) {
-    Case c{.dtype = t};
+    Case c{.dtype = t, .d = 64, .dv = 64};
     c.options.precision = precision;
     const Data x = data_of(c);
     const Problem p = resolve(x.q, x.kv, c.options);
     return cpu::prepare(p.spec, p.bounds, cpu_device, {})->explanation.tiles;
   };
-  const bool pairs = GetParam() == "avx512_bf16";
+  const char* products = GetParam() == "amx"           ? "products of bf16 pairs on tile registers"
+                         : GetParam() == "avx512_bf16" ? "products of bf16 pairs"
+                                                       : "products of f32";
   EXPECT_THAT(tiles_of(DType::f32, {}), ::testing::HasSubstr("products of f32"));
   EXPECT_THAT(tiles_of(DType::f16, {}), ::testing::HasSubstr("products of f32"));
-  EXPECT_THAT(tiles_of(DType::bf16, {}),
-              ::testing::HasSubstr(pairs ? "products of bf16 pairs" : "products of f32"));
+  EXPECT_THAT(tiles_of(DType::bf16, {}), ::testing::HasSubstr(products));
   EXPECT_THAT(tiles_of(DType::bf16, {DType::f32, DType::f32, false}),
               ::testing::HasSubstr("products of f32"));
 }
@@ -105,7 +106,7 @@ TEST_P(CpuForward, AFormatOfProductsIsHonouredOrRefused) {
     const Problem p = resolve(x.q, x.kv, c.options);
     return cpu::support(p.spec, p.bounds, {});
   };
-  const bool pairs = GetParam() == "avx512_bf16";
+  const bool pairs = GetParam() == "avx512_bf16" || GetParam() == "amx";
   EXPECT_TRUE(support_of(DType::f32, DType::f32, DType::f32).ok);
   EXPECT_TRUE(support_of(DType::f16, DType::f32, DType::f32).ok);
   EXPECT_EQ(support_of(DType::bf16, DType::bf16, DType::bf16).ok, pairs);

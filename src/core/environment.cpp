@@ -17,7 +17,9 @@ namespace {
 constexpr int max_threads = 1024;
 
 constexpr std::array<Variable, 7> table{{
-    {"UNDIVIDED_ISA", "scalar, avx2, avx512, avx512_bf16", "instruction set of the CPU backend"},
+    {"UNDIVIDED_ISA",
+     "scalar, avx2, avx512, avx512_bf16, amx",
+     "instruction set of the CPU backend"},
     {"UNDIVIDED_THREADS", "1 to 1024", "threads of the default executor"},
     {"UNDIVIDED_CACHE", "a folder", "where compiled kernels are kept"},
     {"UNDIVIDED_KERNELS", "a folder", "kernels compiled ahead, read before the cache"},
@@ -43,7 +45,7 @@ std::span<const Variable> variables() { return table; }
 
 std::string isa() {
   const std::string_view value = read("UNDIVIDED_ISA");
-  for (std::string_view legal : {"", "scalar", "avx2", "avx512", "avx512_bf16"})
+  for (std::string_view legal : {"", "scalar", "avx2", "avx512", "avx512_bf16", "amx"})
     if (value == legal) return std::string(value);
   refuse(table[0], value);
 }

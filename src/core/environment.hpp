@@ -15,8 +15,9 @@ struct Variable {
 std::span<const Variable> variables();  ///< for `undivided info` and the documentation
 
 /// Each raises Error{invalid_argument, plan} for a value that is not legal.
-std::string isa();  ///< UNDIVIDED_ISA: "scalar", "avx2", "avx512", "avx512_bf16"; "" if not set
-int threads();      ///< UNDIVIDED_THREADS: 1..1024; 0 if not set
+std::string
+isa();          ///< UNDIVIDED_ISA: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; "" if not set
+int threads();  ///< UNDIVIDED_THREADS: 1..1024; 0 if not set
 std::string cache_folder();   ///< UNDIVIDED_CACHE, or undivided/ in the user's cache; "" if unknown
 std::string kernel_folder();  ///< UNDIVIDED_KERNELS: kernels compiled ahead; "" if not set
 std::string nvrtc();          ///< UNDIVIDED_NVRTC: path of libnvrtc; "" if not set

@@ -55,7 +55,7 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
       return no("products of this format are not computed on the CPU",
                 dots ? "f32 or bf16 for both; qk i8 with pv bf16 or f32"
                      : "f32 for both; qk i8 with pv bf16 or f32; bf16 for both for bf16 inputs "
-                       "where UNDIVIDED_ISA can be avx512_bf16",
+                       "where UNDIVIDED_ISA can be avx512_bf16 or amx",
                 fmt::format("qk {}, pv {}", name_of(p.qk), name_of(p.pv)));
   } catch (const Error& e) {
     return no(e.what(), "an instruction set of this processor", "UNDIVIDED_ISA");

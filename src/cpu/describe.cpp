@@ -17,12 +17,13 @@ expr::Band band_of(const Spec& spec) {
   return expr::recognise_band(*spec.mask, values);
 }
 
-const char* products_of(const Setup& setup) {
+std::string products_of(const Setup& setup) {
+  const char* where = setup.dots && setup.dots == setup.kernels->matrix ? " on tile registers" : "";
   if (setup.quantised)
-    return setup.pairs         ? "i8 and bf16 pairs"
+    return setup.dots          ? fmt::format("i8 and bf16 pairs{}", where)
            : setup.bf16_values ? "i8 and bf16 as f32"
                                : "i8 and f32";
-  return setup.pairs ? "bf16 pairs" : "f32";
+  return setup.dots ? fmt::format("bf16 pairs{}", where) : "f32";
 }
 
 Explanation describe(const Setup& setup, const char* direction) {
@@ -59,7 +60,7 @@ Explanation describe(const Setup& setup, const char* direction) {
         "Q and K, less its mean where one is given, are rounded to int8 with a factor per token "
         "and head");
     if (setup.bf16_values) e.notes.emplace_back("P and V are rounded to bf16");
-  } else if (setup.pairs)
+  } else if (setup.dots)
     e.notes.emplace_back("products sum pairs of bf16 in float32; P and dS are rounded to bf16");
   else if (s.dtype != DType::f32)
     e.notes.push_back(

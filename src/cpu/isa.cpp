@@ -12,13 +12,27 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace undivided::cpu {
 namespace {
 
 struct Features {
-  bool avx2 = false, avx512 = false, avx512_bf16 = false, amd = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false, amd = false;
 };
+
+/// Linux gives a process tile registers when it asks.
+[[maybe_unused]] bool tiles_permitted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
 
 Features detect() {
   Features f;
@@ -36,6 +50,9 @@ Features detect() {
   f.avx512 = f.avx2 && zmm && (b & wanted) == wanted;
   const bool vnni = c >> 11 & 1;
   f.avx512_bf16 = f.avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  const bool state = (low & 0x60000) == 0x60000;
+  f.amx = f.avx512_bf16 && state && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) &&
+          (d >> 24 & 1) && tiles_permitted();
   __get_cpuid(0, &a, &b, &c, &d);
   f.amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
 #endif
@@ -62,6 +79,7 @@ std::vector<std::string> available_isas() {
   if (features().avx2) names.emplace_back("avx2");
   if (features().avx512) names.emplace_back("avx512");
   if (features().avx512_bf16) names.emplace_back("avx512_bf16");
+  if (features().amx) names.emplace_back("amx");
   return names;
 }
 
@@ -71,8 +89,9 @@ const Kernels& kernels_of(std::string_view isa) {
   if (isa == "avx2" && features().avx2) return avx2::kernels;
   if (isa == "avx512" && features().avx512) return avx512::kernels;
   if (isa == "avx512_bf16" && features().avx512_bf16) return avx512_bf16::kernels;
+  if (isa == "amx" && features().amx) return amx::kernels;
 #endif
-  const bool known = isa == "avx2" || isa == "avx512" || isa == "avx512_bf16";
+  const bool known = isa == "avx2" || isa == "avx512" || isa == "avx512_bf16" || isa == "amx";
   throw Error(Code::unsupported,
               Stage::plan,
               fmt::format("instruction set '{}' {}; this processor can run: {}",

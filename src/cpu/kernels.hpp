@@ -121,8 +121,18 @@ using AccumulateKeys = void(const Outer* parts,
 /// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
 struct Dots {
   Products bf16;
+  /// What a thread owes the products before the first and after the last; null for nothing.
+  void (*open)();
+  void (*close)();
   /// Rows of a tile to half as many rows of pairs, in place; an odd last row is paired with 0.
   void (*pair_rows)(float* p, int rows, int vectors);
+  /// Like Kernels::pack_blocks for rows of `bytes` bytes taken as they are, a word at a time.
+  void (*pack_words)(const std::byte* from,
+                     std::ptrdiff_t stride_bytes,
+                     int first,
+                     int rows,
+                     int bytes,
+                     float* to);
   /// `rows` rows of 16-bit values, from row `first` on, to blocks whose words pair rows 2i and
   /// 2i + 1; the other half of a pair begun or left alone stays as it is.
   void (*pack_row_pairs)(const std::byte* from,
@@ -131,6 +141,8 @@ struct Dots {
                          int rows,
                          int columns,
                          float* to);
+  /// The last step of packing `rows` rows by pairs; null for none.
+  void (*end_row_pairs)(int rows, int columns, float* to);
   /// Rows of lanes, rounded, to rows of pairs of lanes.
   void (*pair_lanes)(const float* p, int rows, float* to);
   /// 16-bit rows to half as many rows of words that pair rows 2i and 2i + 1, filled with 0 up to
@@ -253,13 +265,6 @@ struct Kernels {
                       int rows,
                       int columns,
                       float* to);
-  /// The same for rows of `bytes` bytes taken as they are, a word at a time.
-  void (*pack_block_words)(const std::byte* from,
-                           std::ptrdiff_t stride_bytes,
-                           int first,
-                           int rows,
-                           int bytes,
-                           float* to);
   /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
   void (*unpack)(const float* from,
                  const float* factor,
@@ -273,7 +278,7 @@ struct Kernels {
 
   // --- tiles ---
   Products f32;
-  const Dots* dots;  // null without the instructions
+  const Dots *dots, *matrix;  // on vectors, on tile registers; null without the instructions
   DecodeProducts decode;
   Quantised quantised;
   /// Rounded to bf16, to nearest, in place; n is a multiple of the width.
@@ -333,6 +338,9 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512_bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
 extern const Kernels kernels;
 }
 #endif

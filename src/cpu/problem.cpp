@@ -80,12 +80,14 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   const Precision& precision = spec.precision;
   quantised = !precision.follow && precision.qk == DType::i8;
   bf16_values = quantised && precision.pv == DType::bf16;
-  if (quantised)
-    pairs = bf16_values && kernels->dots && bf16_dot_pays();
-  else
-    pairs = kernels->dots && spec.dtype == DType::bf16 && spec.op != Operation::merge &&
-            (precision.follow ? !few && bf16_dot_pays() : precision.qk == DType::bf16);
-  decode = spec.op == Operation::forward && !pairs && !quantised;
+  const Dots* matrix = spec.dqk % 32 == 0 && spec.dv % 32 == 0 ? kernels->matrix : nullptr;
+  const bool pays = matrix || (bf16_dot_pays() && (quantised || !few));
+  const bool bf16 = spec.dtype == DType::bf16 && spec.op != Operation::merge;
+  if (quantised          ? bf16_values && pays
+      : precision.follow ? bf16 && pays
+                         : bf16 && precision.qk == DType::bf16)
+    dots = matrix ? matrix : kernels->dots;
+  decode = spec.op == Operation::forward && !dots && !quantised;
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
@@ -138,7 +140,7 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   // Programs see scores in natural units; without one the scale carries log2(e) as well.
   factor = setup.score.used ? static_cast<float>(log2_e) : 1.0f;
   q_scale = static_cast<float>(setup.score.used ? args.scale : args.scale * log2_e);
-  if (setup.pairs && !setup.quantised) {
+  if (setup.dots && !setup.quantised) {
     // Q stays as it is: scaling would round it again. The maximum is taken before the factor, which
     // therefore must be positive.
     const bool late = !setup.score.used && q_scale > 0;

@@ -15,18 +15,18 @@ struct Setup {
   Bounds bounds;
   const Kernels* kernels = nullptr;
   FlatCode mask, score, gradient;
-  bool band = false;         // the mask has the shape of a band
-  bool pairs = false;        // products of bf16 pairs; else of float32
-  bool quantised = false;    // but those of Q and K of int8
-  bool bf16_values = false;  // and P and V are rounded to bf16, whatever multiplies them
-  bool packed = false;       // lanes hold (token, head of the group) pairs
-  bool decode = false;       // tiles of few rows take the decode kernels
+  bool band = false;           // the mask has the shape of a band
+  const Dots* dots = nullptr;  // products of bf16 pairs; else of float32
+  bool quantised = false;      // but those of Q and K of int8
+  bool bf16_values = false;    // and P and V are rounded to bf16, whatever multiplies them
+  bool packed = false;         // lanes hold (token, head of the group) pairs
+  bool decode = false;         // tiles of few rows take the decode kernels
   int tile = query_tile;
   int workers = 1;
 
   Setup(const Spec& spec, const Bounds& bounds, const Context& context);
-  const Products& products() const { return pairs ? kernels->dots->bf16 : kernels->f32; }
-  int words(int d) const { return pairs ? (d + 1) / 2 : d; }
+  const Products& products() const { return dots ? dots->bf16 : kernels->f32; }
+  int words(int d) const { return dots ? (d + 1) / 2 : d; }
   int qk_words() const {
     const int values = kernels->quantised.values;
     return quantised ? (spec.dqk + values - 1) / values : words(spec.dqk);

@@ -13,7 +13,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   s = arena.take<float>((key_block + k.width) * lanes);  // the decode tile rounds rows up
   k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
   v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
-  k_sums = setup.pairs && setup.spec.op == Operation::backward
+  k_sums = setup.dots && setup.spec.op == Operation::backward
                ? arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column)
                : k_blocks;
   const bool quantised = setup.quantised;
@@ -85,7 +85,7 @@ void ScoreTiles::begin(
                                       q_t,
                                       memory_.q_factor + std::int64_t{sub} * lanes,
                                       memory_.q_offset + std::int64_t{sub} * lanes);
-    else if (run_.setup.pairs)
+    else if (run_.setup.dots)
       kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
     else
       kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
@@ -219,12 +219,12 @@ void ScoreTiles::clear_rest(int words, float* to) const {
 
 void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
   each_run(view, [&](const KeyRun& run, int first, int n) {
-    if (run_.setup.pairs)
-      kernels_.pack_block_words(run.data, run.stride, first, n, 2 * d, to);
+    if (run_.setup.dots)
+      run_.setup.dots->pack_words(run.data, run.stride, first, n, 2 * d, to);
     else
       kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
   });
-  clear_rest(run_.setup.words(d), to);
+  if (!run_.setup.dots || !run_.setup.dots->end_row_pairs) clear_rest(run_.setup.words(d), to);
 }
 
 /// The mean that K is rounded without, filled up with zeros.
@@ -271,15 +271,17 @@ void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
       run.stride = bytes;
       dtype = DType::bf16;
     }
-    if (run_.setup.pairs)
-      kernels_.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
+    if (run_.setup.dots)
+      run_.setup.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
     else
       kernels_.pack_blocks(run.data, run.stride, dtype, first, n, d, to);
   });
-  if (run_.setup.pairs && rows_ % 2 == 1) {  // a last key alone is paired with zeros
+  if (run_.setup.dots && rows_ % 2 == 1) {  // a last key alone is paired with zeros
     const std::int64_t zeros[max_dim / 4] = {};
-    kernels_.dots->pack_row_pairs(reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, to);
+    run_.setup.dots->pack_row_pairs(reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, to);
   }
+  if (run_.setup.dots && run_.setup.dots->end_row_pairs)
+    run_.setup.dots->end_row_pairs(rows_, d, to);
 }
 
 void ScoreTiles::load_keys() {
@@ -302,7 +304,7 @@ void ScoreTiles::load_values() {
 
 void ScoreTiles::load_gradient() {
   pack_by_columns(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
-  if (run_.setup.pairs) pack_by_rows(run_.args.kv.k, run_.spec.dqk, memory_.k_sums);
+  if (run_.setup.dots) pack_by_rows(run_.args.kv.k, run_.spec.dqk, memory_.k_sums);
 }
 
 void ScoreTiles::prefetch(int sub) const {
@@ -390,8 +392,8 @@ void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float*
   const RowRange& range = memory_.ranges[sub];
   if (decode_.used()) return decode_.outputs(range.begin, range.size(), p, alpha);
   int first = range.begin, rows = range.size();
-  if (run_.setup.pairs) {
-    kernels_.dots->pair_rows(p, rows, vectors(sub));
+  if (run_.setup.dots) {
+    run_.setup.dots->pair_rows(p, rows, vectors(sub));
     first /= 2;
     rows = (rows + 1) / 2;
   } else if (run_.setup.bf16_values) {

@@ -43,7 +43,13 @@ class ScoreTiles {
     Decode::Memory decode;
   };
   ScoreTiles(const Run& run, const Memory& memory)
-      : run_(run), kernels_(run.kernels), memory_(memory), decode_(run, memory.decode) {}
+      : run_(run), kernels_(run.kernels), memory_(memory), decode_(run, memory.decode) {
+    if (run.setup.dots && run.setup.dots->open) run.setup.dots->open();
+  }
+  ~ScoreTiles() {
+    if (run_.setup.dots && run_.setup.dots->close) run_.setup.dots->close();
+  }
+  ScoreTiles(const ScoreTiles&) = delete;
 
   /// Rows [first, first + count) of a head (of a KV head when packed) of sequence b, count > 0.
   void begin(const Sequence& s, std::int64_t b, std::int64_t head, std::int64_t first, int count);

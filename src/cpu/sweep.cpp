@@ -24,9 +24,9 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   do_rows = arena.take<float>(all * dv_columns);
   p = arena.take<float>(waiting_lanes * key_block);
   ds = arena.take<float>(waiting_lanes * key_block);
-  p_pairs = arena.take<float>(setup.pairs ? waiting_lanes / 2 * key_block : 0);
-  ds_pairs = arena.take<float>(setup.pairs ? waiting_lanes / 2 * key_block : 0);
-  rounded = arena.take<std::byte>(setup.pairs ? lanes * setup.spec.dv * 2 : 0);
+  p_pairs = arena.take<float>(setup.dots ? waiting_lanes / 2 * key_block : 0);
+  ds_pairs = arena.take<float>(setup.dots ? waiting_lanes / 2 * key_block : 0);
+  rounded = arena.take<std::byte>(setup.dots ? lanes * setup.spec.dv * 2 : 0);
   dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   dq_part = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   raw = arena.take<float>(tile);
@@ -82,7 +82,7 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
   const Spec& spec = run_.spec;
   const View &q = run_.args.q.data, &dout = run_.args.dout.data;
   const std::int64_t lanes = kernels_.lanes;
-  const bool pairs = run_.setup.pairs;
+  const Dots* pairs = run_.setup.dots;
   for (int sub = 0; sub < tiles.subs(); ++sub) {
     const std::byte *q_rows[max_lanes], *rows[max_lanes];
     const int live = tiles.lanes_of(sub);
@@ -111,7 +111,7 @@ void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std:
       const std::int64_t columns = padded(run_.setup, d);
       to += sub * lanes * columns;
       if (pairs)
-        kernels_.dots->pair_queries(from, live, d, to, columns);
+        pairs->pair_queries(from, live, d, to, columns);
       else
         for (int lane = 0; lane < live; ++lane)
           kernels_.copy_rows(
@@ -169,11 +169,11 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
   if (setup.gradient.used) apply_gradient(tiles, sub, slot);
   if (spec.dropout && want_dkv) tiles.drop(sub, p);
   int first = range.begin, sums = rows;
-  if (setup.pairs) {
+  if (setup.dots) {
     const std::int64_t at = (slot * key_block + range.begin) * lanes / 2;
-    if (want_dkv) kernels_.dots->pair_lanes(p, rows, memory_.p_pairs + at);
-    if (want_dkv) kernels_.dots->pair_lanes(ds, rows, memory_.ds_pairs + at);
-    kernels_.dots->pair_rows(ds, rows, tiles.vectors(sub));
+    if (want_dkv) setup.dots->pair_lanes(p, rows, memory_.p_pairs + at);
+    if (want_dkv) setup.dots->pair_lanes(ds, rows, memory_.ds_pairs + at);
+    setup.dots->pair_rows(ds, rows, tiles.vectors(sub));
     first /= 2;
     sums = (rows + 1) / 2;
   }
@@ -210,10 +210,10 @@ void Sweep::apply_gradient(ScoreTiles& tiles, int sub, int slot) {
 /// dK and dV of the key block from the tiles that wait. Their ranges of rows may differ: rows
 /// between two edges take the same tiles.
 void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub, std::int64_t k0) {
-  const bool pairs = run_.setup.pairs;
+  const Dots* pairs = run_.setup.dots;
   const std::int64_t lanes = kernels_.lanes, words = pairs ? lanes / 2 : lanes;
   const float *p = pairs ? memory_.p_pairs : memory_.p, *ds = pairs ? memory_.ds_pairs : memory_.ds;
-  const auto accumulate = pairs ? kernels_.dots->accumulate_keys : kernels_.accumulate_keys;
+  const auto accumulate = pairs ? pairs->accumulate_keys : kernels_.accumulate_keys;
   for (int begin = 0; begin < key_block;) {
     Outer of_v[waiting_lanes / 4], of_k[waiting_lanes / 4];
     int count = 0, end = key_block;

@@ -99,8 +99,12 @@ static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
 
 static const Dots dots = {
     {scores_tile<PairDot>, accumulate_tile<PairDot>},
+    nullptr,
+    nullptr,
     pair_rows_tile,
+    pack_block_words,
     pack_row_pairs_tile,
+    nullptr,
     pair_lanes_tile,
     pair_queries_tile,
     accumulate_keys_tile<PairDot, W>,

@@ -17,7 +17,7 @@ PROGRAM = BUILD / "gate_region"
 RECORD = Path(__file__).with_name("counts.json")
 TOLERANCE = 0.02
 # How an instruction set is counted: Valgrind knows nothing beyond AVX2.
-STEPPED = {"avx512": "", "avx512_bf16": "bf16"}  # ISA: the cases that are its own
+STEPPED = {"avx512": "", "avx512_bf16": "bf16", "amx": "bf16"}  # ISA: the cases that are its own
 
 
 class Absent(Exception):

@@ -28,7 +28,7 @@ def vector_isas():
     return [isa for isa in gates.isas() if isa != "scalar"] if gates.PROGRAM.exists() else []
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16", "amx"])
 def test_instruction_counts_are_those_recorded(isa):
     if isa not in vector_isas():
         pytest.skip(f"ISA absent: {isa}")

@@ -11,7 +11,7 @@ namespace undivided::cpu::avx512 {
 // clang-format off: each of these uses what the ones before it define.
 #include "cpu/vec_avx512.hpp"
 constexpr int lanes = 2 * W, tile_rows = 8;
-constexpr const Dots* isa_dots = nullptr;
+constexpr const Dots *isa_dots = nullptr, *isa_matrix = nullptr;
 constexpr const char* isa_name = "avx512";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"

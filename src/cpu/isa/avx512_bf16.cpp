@@ -23,7 +23,7 @@ using IntegerWords = QuadWords;
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
 #include "cpu/tile_dots.hpp"
-static constexpr const Dots* isa_dots = &dots;
+static constexpr const Dots *isa_dots = &dots, *isa_matrix = nullptr;
 #include "cpu/tile_table.hpp"
 // clang-format on
 }  // namespace undivided::cpu::avx512_bf16

@@ -8,7 +8,7 @@ namespace undivided::cpu::scalar {
 // clang-format off: each of these uses what the ones before it define.
 #include "cpu/vec_scalar.hpp"
 constexpr int lanes = 2 * W, tile_rows = 4;
-constexpr const Dots* isa_dots = nullptr;
+constexpr const Dots *isa_dots = nullptr, *isa_matrix = nullptr;
 constexpr const char* isa_name = "scalar";
 #include "cpu/tile_math.hpp"
 #include "cpu/tile_move.hpp"

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of 16-bit pairs on tile registers (AMX). Included once, inside the namespace of an ISA
+// that has them, after tile_dots.hpp.
+//
+// One instruction adds A B to C: A is 16 rows of 16 words, B 16 words of 16 lanes, a word is two
+// bf16. So K lies in rows of 16 words and V in columns of 16 pairs of keys, both ready to be A;
+// queries and weights are B as the dot tiles have them. Head dims are multiples of 32: no tails.
+// Sums over keys begin at multiples of 32 keys, and what is not there is 0: bits do not depend on
+// neighbours.
+
+constexpr int edge = 16;
+/// From 16 words of packed rows, or 16 columns, to the next: as long as two columns of blocks.
+constexpr int panel = 2 * block_column;
+constexpr std::int64_t lane_bytes = lanes * 4;
+
+struct alignas(64) TileShapes {
+  std::uint8_t palette = 1, start = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {};
+  std::uint8_t rows[16] = {};
+};
+static void open_tiles() {
+  TileShapes shapes;
+  for (int i = 0; i < 8; ++i) {
+    shapes.row_bytes[i] = 64;
+    shapes.rows[i] = edge;
+  }
+  _tile_loadconfig(&shapes);
+}
+static void close_tiles() { _tile_release(); }
+
+static void pack_panel_words(
+    const std::byte* from, std::ptrdiff_t stride_bytes, int first, int rows, int bytes, float* to) {
+  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+    for (int w = 0; w < bytes / 4; w += edge)
+      store(to + w / edge * panel + r * edge, load(reinterpret_cast<const float*>(from) + w));
+}
+
+/// Where half a panel of V lies after end_row_pairs: before it, the pairs lie in blocks.
+UNDIVIDED_VEC float* half_panel(float* to, int c, int half) {
+  return to + c / edge * panel + 4 * block_edge * block_edge + half * block_column;
+}
+UNDIVIDED_VEC const float* half_panel(const float* v, int c, int half) {
+  return v + c / edge * panel + 4 * block_edge * block_edge + half * block_column;
+}
+
+/// Blocks of pairs of rows to columns of pairs, and 0 for the rows that are missing.
+static void end_row_pairs_tile(int rows, int columns, float* to) {
+  const int pairs = (rows + 1) / 2;
+  for (int c = 0; c < columns; c += edge)
+    for (int half = 0; half * edge < pairs; ++half) {
+      vf a[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        const int pair = half * edge + i;
+        const float* at = block_at(to, pair, c);
+        a[i] = pair < pairs ? _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(at)),
+                                                 _mm256_loadu_ps(at + block_column),
+                                                 1)
+                            : set1(0.0f);
+      }
+      transpose(a);
+      float* out = half_panel(to, c, half);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) store(out + i * edge, a[i]);
+    }
+}
+
+/// The sums of 2 x 2 tiles, fewer where there are not as many rows or lanes.
+template <bool R2, bool N2>
+struct TileSums {
+  UNDIVIDED_VEC void clear() {
+    _tile_zero(0);
+    if constexpr (N2) _tile_zero(1);
+    if constexpr (R2) _tile_zero(2);
+    if constexpr (R2 && N2) _tile_zero(3);
+  }
+  UNDIVIDED_VEC void load_from(const float* c, std::int64_t stride) {
+    const auto bytes = static_cast<std::size_t>(stride) * 4;
+    _tile_loadd(0, c, bytes);
+    if constexpr (N2) _tile_loadd(1, c + edge, bytes);
+    if constexpr (R2) _tile_loadd(2, c + edge * stride, bytes);
+    if constexpr (R2 && N2) _tile_loadd(3, c + edge * stride + edge, bytes);
+  }
+  UNDIVIDED_VEC void store_to(float* c, std::int64_t stride) {
+    const auto bytes = static_cast<std::size_t>(stride) * 4;
+    _tile_stored(0, c, bytes);
+    if constexpr (N2) _tile_stored(1, c + edge, bytes);
+    if constexpr (R2) _tile_stored(2, c + edge * stride, bytes);
+    if constexpr (R2 && N2) _tile_stored(3, c + edge * stride + edge, bytes);
+  }
+  UNDIVIDED_VEC void add(const float* a, const float* a2, const float* b, std::int64_t stride) {
+    const auto bytes = static_cast<std::size_t>(stride) * 4;
+    _tile_loadd(4, a, 64);
+    _tile_loadd(6, b, bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (N2) {
+      _tile_loadd(7, b + edge, bytes);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    if constexpr (R2) {
+      _tile_loadd(5, a2, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      if constexpr (N2) _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+};
+
+template <bool R2, bool N2>
+static __attribute__((noinline)) void matrix_scores_part(
+    const float* k, int words, const float* q_t, int rows, float* s) {
+  using Sums = TileSums<R2, N2>;
+  Sums::clear();
+  for (int w = 0; w < words; w += edge, k += panel, q_t += edge * lanes)
+    Sums::add(k, k + edge * edge, q_t, lanes);
+  if (R2 || rows >= edge) return Sums::store_to(s, lanes);
+  alignas(64) float part[edge * lanes];  // rows past the last are another tile's
+  Sums::store_to(part, lanes);
+  for (int i = 0; i < rows * lanes; i += W) store(s + i, load(part + i));
+}
+
+static void matrix_scores(const float* k,
+                          int first,
+                          int rows,
+                          int words,
+                          const float* q_t,
+                          float scale,
+                          float* s,
+                          int vectors) {
+  const auto two = vectors == 1 ? matrix_scores_part<true, false> : matrix_scores_part<true, true>;
+  const auto one =
+      vectors == 1 ? matrix_scores_part<false, false> : matrix_scores_part<false, true>;
+  k += first * edge;
+  int r = 0;
+  for (; r + 2 * edge <= rows; r += 2 * edge)
+    two(k + r * edge, words, q_t, rows - r, s + r * lanes);
+  for (; r < rows; r += edge) one(k + r * edge, words, q_t, rows - r, s + r * lanes);
+  if (scale == 1.0f) return;
+  const vf factor = set1(scale);
+  for (int i = 0; i < rows * lanes; i += W) store(s + i, mul(load(s + i), factor));
+}
+
+template <bool N2>
+static __attribute__((noinline)) void matrix_outputs_part(
+    const float* v, int c, int half, int end, const float* p, float* o_t) {
+  using Sums = TileSums<true, N2>;
+  Sums::load_from(o_t, lanes);
+  for (; half < end; ++half)
+    Sums::add(
+        half_panel(v, c, half), half_panel(v, c + edge, half), p + half * edge * lanes, lanes);
+  Sums::store_to(o_t, lanes);
+}
+
+static void matrix_accumulate(const float* v,
+                              int first,
+                              int rows,
+                              int columns,
+                              const float* p,
+                              const float* alpha,
+                              float* o_t,
+                              int vectors) {
+  for (int x = 0; x < vectors; ++x) {
+    const vf a = load(alpha + x * W);
+    if (!any(ne(a, set1(1.0f)))) continue;
+    for (int c = 0; c < columns; ++c) {
+      float* at = o_t + c * lanes + x * W;
+      store(at, mul(load(at), a));
+    }
+  }
+  const int half = first / edge, end = (first + rows + edge - 1) / edge;
+  alignas(64) float grid[key_block / 2 * lanes];
+  const float* from = p - first * lanes;
+  if (first % edge != 0 || rows % edge != 0) {
+    for (int i = half * edge * lanes; i < end * edge * lanes; i += W) store(grid + i, set1(0.0f));
+    for (int i = 0; i < rows * lanes; i += W) store(grid + first * lanes + i, load(p + i));
+    from = grid;
+  }
+  const auto part = vectors == 1 ? matrix_outputs_part<false> : matrix_outputs_part<true>;
+  for (int c = 0; c < columns; c += 2 * edge) part(v, c, half, end, from, o_t + c * lanes);
+}
+
+template <bool R2>
+static __attribute__((noinline)) void matrix_keys_part(const Outer* parts,
+                                                       int count,
+                                                       int r,
+                                                       int c,
+                                                       std::int64_t x_stride,
+                                                       float* to,
+                                                       std::int64_t stride) {
+  using Sums = TileSums<R2, true>;
+  Sums::load_from(to, stride);
+  for (int i = 0; i < count; ++i) {
+    const float* p = parts[i].p + r * edge;
+    Sums::add(p, p + edge * edge, parts[i].x + c, x_stride);
+  }
+  Sums::store_to(to, stride);
+}
+
+static void matrix_accumulate_keys(const Outer* parts,
+                                   int count,
+                                   int rows,
+                                   std::int64_t x_stride,
+                                   int d,
+                                   float* to,
+                                   std::int64_t to_stride) {
+  // Lanes without a query become 0 on both sides.
+  alignas(64) float p[(key_block + edge) * edge], x[edge * max_dim];
+  Outer whole[key_block];
+  for (int i = 0; i < count; ++i) {
+    whole[i] = parts[i];
+    if (parts[i].count == edge) continue;
+    const vm live = from_word((1u << parts[i].count) - 1);
+    for (int r = 0; r < rows; ++r)
+      store(p + r * edge, select(live, load(parts[i].p + r * edge), set1(0.0f)));
+    for (int r = 0; r < edge; ++r)
+      for (int c = 0; c < d; c += W)
+        store(x + r * x_stride + c,
+              r < parts[i].count ? load(parts[i].x + r * x_stride + c) : set1(0.0f));
+    whole[i].p = p;
+    whole[i].x = x;
+  }
+  for (int c = 0; c < d; c += 2 * edge) {
+    int r = 0;
+    for (; r + 2 * edge <= rows; r += 2 * edge)
+      matrix_keys_part<true>(whole, count, r, c, x_stride, to + r * to_stride + c, to_stride);
+    for (; r < rows; r += edge) {
+      float* at = to + r * to_stride + c;
+      const int left = rows - r;
+      if (left >= edge) {
+        matrix_keys_part<false>(whole, count, r, c, x_stride, at, to_stride);
+        continue;
+      }
+      alignas(64) float part[edge * 2 * edge];  // rows past the last are another block's
+      for (int i = 0; i < left; ++i)
+        for (int y = 0; y < 2 * edge; y += W)
+          store(part + i * 2 * edge + y, load(at + i * to_stride + y));
+      matrix_keys_part<false>(whole, count, r, c, x_stride, part, 2 * edge);
+      for (int i = 0; i < left; ++i)
+        for (int y = 0; y < 2 * edge; y += W)
+          store(at + i * to_stride + y, load(part + i * 2 * edge + y));
+    }
+  }
+}
+
+static __attribute__((noinline)) double tile_rounds(std::int64_t rounds) {
+  open_tiles();
+  _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  TileSums<true, true>::clear();
+  for (std::int64_t n = 0; n < rounds; ++n) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  close_tiles();
+  return 4.0 * 4 * edge * edge * edge * static_cast<double>(rounds);
+}
+
+static const Dots matrix = {
+    {matrix_scores, matrix_accumulate},
+    open_tiles,
+    close_tiles,
+    pair_rows_tile,
+    pack_panel_words,
+    pack_row_pairs_tile,
+    end_row_pairs_tile,
+    pair_lanes_tile,
+    pair_queries_tile,
+    matrix_accumulate_keys,
+    tile_rounds,
+};
