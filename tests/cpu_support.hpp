@@ -163,8 +163,8 @@ inline void add_mask_plan(Problem& p) {
   std::vector<Sequence> sequences;
   for (std::int64_t b = 0; b < p.bounds.batch; ++b)
     sequences.push_back(sequence(p.spec, p.args, b));
-  p.args.mask_plan =
-      make_mask_plan(*p.args.mask, query_heads(p.args), sequences, inline_executor());
+  p.args.mask_plan = make_mask_plan(
+      *p.args.mask, query_heads(p.args), sequences, inline_executor(), p.spec.inside);
   p.spec.mask_plan = true;
 }
 

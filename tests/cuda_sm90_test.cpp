@@ -38,6 +38,10 @@ std::vector<KernelSpec> sm90_specs() {
       for (const RowKind rows : {RowKind::dense, RowKind::ragged})
         add(d, d, mask, rows, DType::bf16, same);
   for (const int d : {8, 72, 96, 192}) add(d, d, MaskKind::band, RowKind::dense, DType::f16, same);
+  for (const int d : {64, 128, 256})
+    add(d, d, MaskKind::plan, RowKind::dense, DType::bf16, [](KernelSpec& k) {
+      k.inside_program = true;
+    });
   add(192, 128, MaskKind::full, RowKind::dense, DType::bf16, same);
   add(128, 256, MaskKind::band, RowKind::dense, DType::f16, same);
   add(128, 128, MaskKind::full, RowKind::dense, DType::bf16, [](KernelSpec& k) {
@@ -109,8 +113,10 @@ TEST(CudaSm90, KernelsCompileWithoutSpills) {
   if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
   const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
   for (const KernelSpec& spec : sm90_specs()) {
-    const Kernel k = cache.get(
-        [&](int arch) { return source_of(spec, Policies{}, arch); }, 90, Compile::allowed);
+    const Kernel k =
+        cache.get([&](int arch) { return source_of(spec, samples::policies_for(spec), arch); },
+                  90,
+                  Compile::allowed);
     EXPECT_EQ(k.report.spill_bytes, 0) << k.name;
     EXPECT_EQ(k.report.stack_bytes, 0) << k.name;
   }

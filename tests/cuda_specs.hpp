@@ -43,10 +43,12 @@ struct Sample {
 
 inline Policies policies_for(const KernelSpec& k) {
   Spec s;
-  s.op = k.kind == KernelKind::backward_q || k.kind == KernelKind::backward_kv ? Operation::backward
-                                                                               : Operation::forward;
+  s.op = k.kind == KernelKind::backward || k.kind == KernelKind::backward_q ||
+                 k.kind == KernelKind::backward_kv
+             ? Operation::backward
+             : Operation::forward;
   s.captured = k.captured;
-  s.mask = lifted(k.mask == MaskKind::program ? rich_mask().program() : full().program());
+  s.mask = lifted(k.asks_program() ? rich_mask().program() : full().program());
   s.score = lifted(k.score ? rich_score().program() : identity().program());
   return policies_of(s);
 }
@@ -73,6 +75,7 @@ inline std::vector<Sample> covering_set() {
     k.dqk = d;
     k.dv = pick(4) == 0 ? dims[pick(9)] : d;
     k.mask = masks[i % 4];
+    k.inside_program = i % 8 == 7;
     k.score = pick(2) == 0;
     k.rows = pick(3) == 0 ? RowKind::ragged : RowKind::dense;
     k.kv = kvs[i % 3];

@@ -92,6 +92,7 @@ struct Options {
   bool partial = false;              ///< float32 normalised O and LSE without the sink, for merge()
   bool max_logit = false;            ///< also return max_logit [batch, Hq]
   bool key_mass = false;             ///< also return key_mass [batch, Hq, k] (ragged [Hq, total_k])
+  Inside inside = Inside::automatic;  ///< how a mask plan, where one is used, decides single pairs
 };
 
 /// The result of a forward, with what a backward needs to know.

@@ -13,6 +13,12 @@ namespace undivided {
 
 enum class BlockClass : std::uint8_t { empty, partial, full };
 
+/// How the pairs of a Partial block are decided: by bit tiles of the plan, or by the mask's
+/// program, which costs the plan no memory. `automatic` takes the program for masks by key columns
+/// (FlashMask and its like), whose every Partial block would have bits of its own, and bits for the
+/// rest.
+enum class Inside : std::uint8_t { automatic, bits, program };
+
 /// Immutable once made. Blocks start at local index 0 of each sequence and are clipped to its
 /// lengths.
 class MaskPlan {
@@ -21,7 +27,7 @@ class MaskPlan {
   using Tile = std::array<std::uint64_t, block>;
 
   /// Blocks [begin, end) of one row (or column) of blocks, all Full when tiles < 0; else all
-  /// Partial, and block i has bit tile tile_ids[tiles + i - begin].
+  /// Partial, and block i has bit tile tile_ids[tiles + i - begin] (Inside::program: no tile).
   struct Run {
     std::int32_t begin = 0, end = 0, tiles = -1;
   };
@@ -35,6 +41,7 @@ class MaskPlan {
     std::int64_t empty = 0, partial = 0, full = 0, kept_pairs = 0, rows_without_key = 0;
   };
 
+  Inside inside = Inside::bits;  ///< bits or program
   std::vector<Entry> entries;
   std::int64_t batch = 0, heads = 0;
   std::vector<std::int32_t> entry_of;  ///< [batch * heads]
@@ -51,7 +58,9 @@ class MaskPlan {
     return entries[static_cast<std::size_t>(entry_of[static_cast<std::size_t>(b * heads + h)])];
   }
   std::int64_t kept_pairs() const;  ///< over all batches and heads
+  std::size_t bytes() const;        ///< of its arrays
   /// Class of the part of the plan that covers queries [q0, q1) and keys [k0, k1) of an entry.
+  /// Raises Error{plan} where that needs bits and the plan holds none.
   BlockClass classify(
       const Entry& e, std::int64_t q0, std::int64_t q1, std::int64_t k0, std::int64_t k1) const;
   /// The same arrays on a CUDA device, when the plan was made for one.
@@ -72,7 +81,7 @@ class MaskPlan {
 /// along the rows of blocks. Copies share it; threads may.
 class MaskIndex {
  public:
-  /// Raises Error{plan} for a batch or head outside the plan.
+  /// Raises Error{plan} for a batch or head outside the plan, and for a plan without bits.
   explicit MaskIndex(std::shared_ptr<const MaskPlan> plan,
                      std::int64_t batch = 0,
                      std::int64_t head = 0);

@@ -46,6 +46,7 @@ struct Spec {
   std::shared_ptr<const expr::Program> score;  ///< lifted; never null
   bool sink = false, dropout = false, partial = false, max_logit = false, key_mass = false;
   bool mask_plan = false;                                  ///< Args carry a MaskPlan
+  Inside inside = Inside::bits;                            ///< ... of this kind
   bool want_dq = false, want_dk = false, want_dv = false;  ///< of a backward
   bool dlse = false, captured = false;
   DType dout_dtype = DType::f32;  ///< of the gradient of O in a backward

@@ -35,7 +35,7 @@ Bounds rounded(const Bounds& bounds) {
 
 std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& context) {
   std::vector<Sequence> sequences;
-  std::vector<std::int64_t> key{query_heads(p.args)};
+  std::vector<std::int64_t> key{query_heads(p.args), static_cast<std::int64_t>(p.spec.inside)};
   for (std::int64_t b = 0; b < p.bounds.batch; ++b) {
     const Sequence s = sequence(p.spec, p.args, b);
     sequences.push_back(s);
@@ -44,7 +44,7 @@ std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& co
   return library_of(context).mask_plan(*p.args.mask, key, p.device, [&] {
     Executor& executor = context.executor ? *context.executor : default_executor();
     std::shared_ptr<MaskPlan> made =
-        make_mask_plan(*p.args.mask, query_heads(p.args), sequences, executor);
+        make_mask_plan(*p.args.mask, query_heads(p.args), sequences, executor, p.spec.inside);
     upload_plan(*made, p.device, context);
     return made;
   });

@@ -29,8 +29,8 @@ std::string products_of(const Setup& setup) {
 Explanation describe(const Setup& setup, const char* direction) {
   const Spec& s = setup.spec;
   const expr::Band band = band_of(s);
-  const char* mask = s.mask_plan                       ? "plan"
-                     : !setup.band                     ? "program"
+  const char* mask = s.mask_plan   ? (s.inside == Inside::program ? "plan.inside" : "plan")
+                     : !setup.band ? "program"
                      : band.has_left || band.has_right ? "band"
                                                        : "full";
   const char* kv = s.kv == KvKind::dense ? "dense" : s.kv == KvKind::ragged ? "ragged" : "paged";

@@ -126,6 +126,8 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   mask_kind = band.is_band     ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
               : spec.mask_plan ? MaskKind::plan
                                : MaskKind::program;
+  asks_program = mask_kind == MaskKind::program ||
+                 (mask_kind == MaskKind::plan && spec.inside == Inside::program);
   if (mask_kind == MaskKind::plan &&
       (args.mask_plan->batch != batch || args.mask_plan->heads != heads))
     refuse("the mask plan is for batch {} and {} heads; Q has batch {} and {} heads",

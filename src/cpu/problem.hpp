@@ -49,6 +49,7 @@ struct Run {
   std::int64_t batch = 0, heads = 0, kv_heads = 0;
   std::int64_t max_q_len = 0, max_k_len = 0;  // over the sequences of this call
   MaskKind mask_kind = MaskKind::none;
+  bool asks_program = false;  // about single pairs: without a plan, or where a plan has no bits
   expr::Band band;
   Contents mask, score;
   float q_scale = 1;      // what Q is multiplied with when it is packed

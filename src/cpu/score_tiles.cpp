@@ -111,7 +111,7 @@ void ScoreTiles::begin(
       code.run(kernels_, expr::Rate::query, 0, 1, files.at(sub), env);
     };
     if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
-    if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
+    if (run_.asks_program) prepare(run_.setup.mask, memory_.mask, run_.mask);
   }
   low_ = low_ / key_block * key_block;
   high_ = std::min(high_, s.k_len);
@@ -158,6 +158,7 @@ RowRange ScoreTiles::plan_range(int sub) const {
   while (runs.next != runs.end && runs.next->end <= block) ++runs.next;
   if (runs.next == runs.end || runs.next->begin > block) return {};
   if (runs.next->tiles < 0) return {0, rows_, false, nullptr};
+  if (run_.asks_program) return {0, rows_, true, nullptr};
   const auto at = static_cast<std::size_t>(runs.next->tiles + block - runs.next->begin);
   const MaskPlan::Tile& tile = plan.tiles_by_key[static_cast<std::size_t>(plan.tile_ids[at])];
   // Only the rows between the first and the last that some lane of the sub-block keeps.
@@ -295,7 +296,9 @@ void ScoreTiles::load_keys() {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
   if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
-  if (run_.mask_kind == MaskKind::program) prepare(run_.setup.mask, memory_.mask, run_.mask);
+  const auto masked = [](const RowRange& range) { return range.masked; };
+  if (run_.asks_program && std::any_of(memory_.ranges, memory_.ranges + subs_, masked))
+    prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
 void ScoreTiles::load_values() {
@@ -374,7 +377,7 @@ float* ScoreTiles::scores(int sub, float* raw) {
                        range.size(),
                        range.words + range.begin,
                        static_cast<int>(row(sub, 0) % MaskPlan::block));
-  else if (run_.mask_kind == MaskKind::program)
+  else if (range.masked && run_.asks_program)
     element(run_.setup.mask,
             memory_.mask.at(sub, memory_.s),
             environment(sub, run_.mask),

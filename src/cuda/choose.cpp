@@ -27,6 +27,7 @@ KernelSpec base(const Spec& spec, KernelKind kind) {
   k.dqk = spec.dqk;
   k.dv = spec.dv;
   k.mask = mask_kind(spec);
+  k.inside_program = k.mask == MaskKind::plan && spec.inside == Inside::program;
   k.score = !plain_score(spec);
   k.rows = spec.rows;
   k.kv = spec.kv;

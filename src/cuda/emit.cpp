@@ -185,6 +185,11 @@ MaskKind mask_kind(const Spec& spec) {
   return band.has_left || band.has_right ? MaskKind::band : MaskKind::full;
 }
 
+bool asks_program(const Spec& spec) {
+  const MaskKind kind = mask_kind(spec);
+  return kind == MaskKind::program || (kind == MaskKind::plan && spec.inside == Inside::program);
+}
+
 bool plain_score(const Spec& spec) {
   return !spec.score || spec.score->root().op == expr::Op::score;
 }
@@ -192,7 +197,7 @@ bool plain_score(const Spec& spec) {
 Policies policies_of(const Spec& spec) {
   Policies text;
   if (spec.op == Operation::merge) return text;
-  if (mask_kind(spec) == MaskKind::program) text.mask = mask_text(*spec.mask);
+  if (asks_program(spec)) text.mask = mask_text(*spec.mask);
   if (!plain_score(spec))
     text.score = score_text(*spec.score, spec.op == Operation::backward, spec.captured);
   return text;
@@ -213,10 +218,9 @@ KernelSource source_of(const KernelSpec& spec, const Policies& policies, int arc
   source.name = at.name();
   source.arch = arch;
   source.specific = at.family == Family::sm90;
-  source.text =
-      expand_includes(compose(at,
-                              tiles && at.mask == MaskKind::program ? policies.mask : std::string(),
-                              tiles && at.score ? policies.score : std::string()));
+  source.text = expand_includes(compose(at,
+                                        tiles && at.asks_program() ? policies.mask : std::string(),
+                                        tiles && at.score ? policies.score : std::string()));
   return source;
 }
 

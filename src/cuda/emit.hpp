@@ -14,12 +14,13 @@ namespace undivided::cuda {
 struct Policies {
   std::string mask, score;
 };
-/// Text for the programs that kernels of this spec read. Band, full and planned masks and the
-/// plain score need none.
+/// Text for the programs that kernels of this spec read. Band and full masks, plans with bits
+/// and the plain score need none.
 Policies policies_of(const Spec& spec);
 
 /// How the kernels see the spec's mask.
 MaskKind mask_kind(const Spec& spec);
+bool asks_program(const Spec& spec);  // about single pairs
 bool plain_score(const Spec& spec);
 
 /// Replaces each #include of an embedded file by its text, once: what is compiled is one readable

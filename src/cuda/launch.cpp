@@ -202,7 +202,8 @@ void fill_problem(const Spec& spec, const Bounds& bounds, const Args& a, Params&
       p.band_left = std::clamp<long long>(band.left, -unbounded, unbounded);
     if (band.is_band && band.has_right)
       p.band_right = std::clamp<long long>(band.right, -unbounded, unbounded);
-    if (!spec.mask_plan && !band.is_band) fill_program("mask", a.mask.get(), p.mask);
+    if (spec.mask_plan ? spec.inside == Inside::program : !band.is_band)
+      fill_program("mask", a.mask.get(), p.mask);
   }
   fill_program("score", a.score.get(), p.score);
 

@@ -61,7 +61,7 @@ int chunk_width(int d, int n) { return rounded(parts(d, n), 16); }
 
 int KernelSpec::tile_m() const {
   const int d = std::max(dqk, dv);
-  const bool heavy = score || dropout || mask == MaskKind::program;  // needs registers of its own
+  const bool heavy = score || dropout || asks_program();  // needs registers of its own
   if (family == Family::sm90) return sm90_tile(*this).queries;
   switch (kind) {
     case KernelKind::forward:
@@ -79,7 +79,7 @@ int KernelSpec::tile_m() const {
 
 int KernelSpec::tile_n() const {
   const int d = std::max(dqk, dv);
-  const bool heavy = score || dropout || mask == MaskKind::program;
+  const bool heavy = score || dropout || asks_program();
   if (family == Family::sm90) return sm90_tile(*this).keys;
   switch (kind) {
     case KernelKind::forward: {
@@ -124,8 +124,7 @@ int KernelSpec::threads() const {
 }
 
 int KernelSpec::min_blocks() const {
-  if (kind != KernelKind::forward || packed || score || dropout || mask == MaskKind::program)
-    return 1;
+  if (kind != KernelKind::forward || packed || score || dropout || asks_program()) return 1;
   const int wide = std::max(dqk, chunk_width(dv, dv_chunks()));
   return wide > 64 && wide <= 128
              ? 3
@@ -157,6 +156,7 @@ KernelSpec canonical(KernelSpec s) {
   const bool tiles = has_tiles(s.kind);
   if (!tiles) {
     s.mask = none.mask;
+    s.inside_program = none.inside_program;
     s.score = none.score;
     s.kv = none.kv;
     s.aligned = none.aligned;
@@ -175,6 +175,7 @@ KernelSpec canonical(KernelSpec s) {
     s.dropout = none.dropout;
     s.dtype = none.dtype;
   }
+  if (s.mask != MaskKind::plan) s.inside_program = false;
   if (s.family == Family::sm90) s.arch = 90;
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
@@ -207,6 +208,7 @@ std::string KernelSpec::name() const {
                         mask_names[static_cast<int>(mask)],
                         score ? "score" : "identity");
   text += fmt::format(".{}.{}", row_names[static_cast<int>(rows)], kv_names[static_cast<int>(kv)]);
+  if (inside_program) text += ".inside";
   if (packed) text += ".packed";
   if (split) text += ".split";
   if (dropout) text += ".dropout";
@@ -285,7 +287,9 @@ KernelSpec KernelSpec::parse(std::string_view name) {
   if (!choice(kv_names, s.kv)) return fail("expected dense, ragged or paged keys");
   while (at < words.size()) {
     const std::string_view w = next();
-    if (w == "packed")
+    if (w == "inside")
+      s.inside_program = true;
+    else if (w == "packed")
       s.packed = true;
     else if (w == "split")
       s.split = true;
@@ -337,6 +341,7 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
                       row_names[static_cast<int>(s.rows)]);
   text +=
       fmt::format("  static constexpr KvKind kv = KvKind::{};\n", kv_names[static_cast<int>(s.kv)]);
+  boolean("inside_program", s.inside_program);
   boolean("packed", s.packed);
   boolean("split", s.split);
   boolean("dropout", s.dropout);

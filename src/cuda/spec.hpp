@@ -39,7 +39,10 @@ struct KernelSpec {
   DType out = DType::bf16;  // of O, or of the gradients: dtype or f32
   int dqk = 64, dv = 64;    // multiples of 8, 8..512
   MaskKind mask = MaskKind::full;
-  bool score = false;  // a score program?
+  bool inside_program = false;  // plan: Partial blocks ask the program, not bits
+  bool score = false;           // a score program?
+  /// Single pairs ask generated text?
+  bool asks_program() const { return mask == MaskKind::program || inside_program; }
   RowKind rows = RowKind::dense;
   KvKind kv = KvKind::dense;
   bool packed = false;  // forward: rows of a tile are token x head-in-group (not with plan)

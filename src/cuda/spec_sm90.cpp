@@ -124,6 +124,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.rows == RowKind::ragged ? "ragged" : "dense");
   text += fmt::format("  static constexpr KvKind kv = KvKind::{};\n",
                       s.kv == KvKind::ragged ? "ragged" : "dense");
+  text += fmt::format("  static constexpr bool inside_program = {};\n", s.inside_program);
   text += fmt::format("  static constexpr bool dropout = {};\n", s.dropout);
   text += "  static constexpr bool pingpong = false;\n};\n\n";
   const auto widths = s.kind == KernelKind::gather_dq ? std::set<int>{}

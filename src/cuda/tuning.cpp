@@ -44,7 +44,7 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   const int d = std::max(k.dqk, k.dv);
   const bool planned = k.mask == MaskKind::plan;
   // A program or dropout needs registers of its own.
-  const bool heavy = k.score || k.dropout || k.mask == MaskKind::program;
+  const bool heavy = k.score || k.dropout || k.asks_program();
   Sm90Tile t;
   if (d <= 64) {
     // 192 x 128: 517 full, 466 causal; 128 x 128: 432, 382; 128 x 192: 438, 398.

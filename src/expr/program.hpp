@@ -172,6 +172,17 @@ struct Band {
 };
 Band recognise_band(const Program& p, const std::vector<double>& params);
 
+/// A mask by key columns: q is read only as a whole side of integer compares whose other side does
+/// not read it, as in k <= q && q < end[k]. So each key keeps a few stretches of queries.
+struct ColumnForm {
+  std::vector<std::int32_t> leaves;  // of the boolean tree, ascending; empty: not of this form
+  bool loads = false;                // some leaf reads an array
+};
+inline constexpr std::size_t most_column_compares = 20;
+ColumnForm by_columns(const Program& p);
+/// Is this node a connective of booleans (a node of the boolean tree and no leaf)?
+bool is_connective(const Program& p, const Node& node);
+
 /// The derivative of root 0 with respect to the score, each load of a float slot and each float
 /// parameter, as one program with several roots. Loads and parameters are those of `p`.
 struct Gradient {

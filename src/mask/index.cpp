@@ -6,6 +6,7 @@
 #include <bit>
 #include <limits>
 
+#include "mask/plan.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided {
@@ -339,6 +340,7 @@ MaskIndex::MaskIndex(std::shared_ptr<const MaskPlan> plan, std::int64_t batch, s
     throw Error(Code::invalid_argument,
                 Stage::plan,
                 "an index wants a mask plan and a batch and head inside it");
+  masks::want_bits(*plan, "an index");
   state_ = std::make_shared<const State>(std::move(plan), batch, head);
 }
 

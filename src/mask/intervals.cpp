@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "mask/plan.hpp"
+
 namespace undivided::masks {
 
 std::vector<Stretch> kept_by(const MaskPlan& plan,
@@ -11,6 +13,7 @@ std::vector<Stretch> kept_by(const MaskPlan& plan,
                              bool query,
                              std::int64_t at) {
   constexpr std::int64_t block = MaskPlan::block;
+  want_bits(plan, "an export");
   const std::int64_t length = query ? entry.k_len : entry.q_len;
   const auto line =
       static_cast<std::size_t>((query ? entry.query_runs : entry.key_runs) + at / block);

@@ -6,6 +6,7 @@
 #include <map>
 #include <tuple>
 
+#include "mask/columns.hpp"
 #include "mask/evaluate.hpp"
 #include "mask/quadtree.hpp"
 #include "mask/writer.hpp"
@@ -64,15 +65,19 @@ namespace {
 
 class Maker {
  public:
-  Maker(const BoundProgram& mask, Executor& executor, bool exhaustive)
+  Maker(const BoundProgram& mask, Executor& executor, bool exhaustive, Inside inside)
       : mask_(mask),
         executor_(executor),
         plan_(std::make_shared<MaskPlan>()),
         writer_(*plan_),
         exhaustive_(exhaustive) {
+    const expr::ColumnForm form = expr::by_columns(*mask.program);
+    if (inside == Inside::automatic) inside = form.loads ? Inside::program : Inside::bits;
+    plan_->inside = inside;
+    columns_ = !exhaustive && inside == Inside::program && !form.leaves.empty();
     if (exhaustive)
       evaluators_.assign(static_cast<std::size_t>(executor.workers()), RowEvaluator(mask));
-    else if (!mask.band.is_band)
+    else if (!mask.band.is_band && !columns_)
       tables_ = masks::range_tables(*mask.program, mask.bound);
   }
 
@@ -96,6 +101,7 @@ class Maker {
         if (is_new) add_entry(s, b, h);
       }
     }
+    if (plan_->inside == Inside::program && !columns_) masks::drop_bits(*plan_);
     return plan_;
   }
 
@@ -108,6 +114,8 @@ class Maker {
     entry.k_blocks = static_cast<std::int32_t>(blocks_of(s.k_len));
     if (exhaustive_)
       evaluate(entry, s, b, h);
+    else if (columns_)
+      masks::add_columns(*plan_, entry, mask_, s, b, h, executor_);
     else if (mask_.band.is_band)
       band(entry, s);
     else
@@ -157,7 +165,7 @@ class Maker {
   masks::PlanWriter writer_;
   masks::RangeTables tables_;
   std::vector<RowEvaluator> evaluators_;
-  bool exhaustive_ = false;
+  bool exhaustive_ = false, columns_ = false;
 };
 
 }  // namespace
@@ -165,9 +173,10 @@ class Maker {
 std::shared_ptr<MaskPlan> make_mask_plan(const BoundProgram& mask,
                                          std::int64_t heads,
                                          std::span<const Sequence> sequences,
-                                         Executor& executor) {
+                                         Executor& executor,
+                                         Inside inside) {
   check(mask, heads, sequences);
-  return Maker(mask, executor, false).make(heads, sequences);
+  return Maker(mask, executor, false, inside).make(heads, sequences);
 }
 
 std::shared_ptr<MaskPlan> masks::exhaustive_mask_plan(const BoundProgram& mask,
@@ -175,7 +184,7 @@ std::shared_ptr<MaskPlan> masks::exhaustive_mask_plan(const BoundProgram& mask,
                                                       std::span<const Sequence> sequences,
                                                       Executor& executor) {
   check(mask, heads, sequences);
-  return Maker(mask, executor, true).make(heads, sequences);
+  return Maker(mask, executor, true, Inside::bits).make(heads, sequences);
 }
 
 }  // namespace undivided

@@ -16,12 +16,14 @@ namespace undivided {
 
 /// Classes every block exactly. A band is classed from its bounds; any other program by the
 /// analysis of quadtree.hpp. One entry per distinct (lengths, origins, and batch or head where the
-/// program reads them). Host arrays only. Raises Error{plan} when the plan would be too large to
-/// hold.
+/// program reads them). With Inside::program, masks by key columns are planned in O(keys); see
+/// columns.hpp; `automatic` takes it for those that read arrays. Host arrays only. Raises
+/// Error{plan} when the plan would be too large to hold.
 std::shared_ptr<MaskPlan> make_mask_plan(const BoundProgram& mask,
                                          std::int64_t heads,
                                          std::span<const Sequence> sequences,
-                                         Executor& executor);
+                                         Executor& executor,
+                                         Inside inside = Inside::bits);
 
 namespace masks {
 
@@ -32,6 +34,9 @@ std::shared_ptr<MaskPlan> exhaustive_mask_plan(const BoundProgram& mask,
                                                std::int64_t heads,
                                                std::span<const Sequence> sequences,
                                                Executor& executor);
+
+/// Raises Error{plan} for a plan of Inside::program; `what` says who asks.
+void want_bits(const MaskPlan& plan, const char* what);
 
 /// Does a plan keep the pair (q, k) of an entry? Local indices.
 bool keeps(const MaskPlan& plan, const MaskPlan::Entry& entry, std::int64_t q, std::int64_t k);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a finished plan answers: one pair, a rectangle, the totals.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "mask/plan.hpp"
+#include "undivided/error.hpp"
 
 namespace undivided {
 namespace {
@@ -36,6 +39,21 @@ const MaskPlan::Tile& tile_of(const MaskPlan& plan, const MaskPlan::Run& run, st
 
 }  // namespace
 
+std::size_t MaskPlan::bytes() const {
+  const auto of = [](const auto& v) { return v.size() * sizeof(v[0]); };
+  return of(entries) + of(entry_of) + of(run_offsets) + of(runs) + of(tile_ids) +
+         of(tiles_by_query) + of(tiles_by_key) + of(versions);
+}
+
+void masks::want_bits(const MaskPlan& plan, const char* what) {
+  if (plan.inside != Inside::bits)
+    throw Error(Code::invalid_argument,
+                Stage::plan,
+                fmt::format("{} reads the bits of Partial blocks, and this plan leaves them to the "
+                            "program: make it with Inside::bits",
+                            what));
+}
+
 std::int64_t MaskPlan::kept_pairs() const {
   std::int64_t sum = 0;
   for (const std::int32_t i : entry_of) sum += entries[static_cast<std::size_t>(i)].kept_pairs;
@@ -63,6 +81,15 @@ BlockClass MaskPlan::classify(
         seen.kept = true;
       } else {
         const std::int64_t from = std::max<std::int64_t>(run->begin, k0 / block);
+        if (inside == Inside::program) {
+          // The part of a run inside the rectangle is Partial as a whole only if no edge cuts it.
+          const std::int64_t to = std::min<std::int64_t>(run->end, (k1 + block - 1) / block);
+          const bool cut = row_begin > 0 ||
+                           row_end < std::min<std::int64_t>(block, e.q_len - row * block) ||
+                           from * block < k0 || k1 < std::min<std::int64_t>(to * block, e.k_len);
+          if (cut) masks::want_bits(*this, "a rectangle that cuts blocks");
+          return BlockClass::partial;
+        }
         for (std::int64_t k = from; k < run->end && k * block < k1 && !seen.mixed(); ++k) {
           const Tile& tile = tile_of(*this, *run, k);
           const std::uint64_t columns = bits_between(std::max<std::int64_t>(k0 - k * block, 0),

@@ -17,22 +17,6 @@ namespace {
 constexpr std::int64_t block = MaskPlan::block;
 constexpr std::uint64_t ones = ~std::uint64_t{0};
 
-bool is_tree(const expr::Program& p, const expr::Node& n) {
-  switch (n.op) {
-    case Op::logical_and:
-    case Op::logical_or:
-    case Op::logical_not:
-      return true;
-    case Op::select:
-      return n.type == Type::boolean;
-    case Op::eq:
-    case Op::ne:
-      return p.nodes[static_cast<std::size_t>(n.operand[0])].type == Type::boolean;
-    default:
-      return false;
-  }
-}
-
 // An integer is q * (this) + k * (that) + something uniform of magnitude at most `rest`, and never
 // wraps.
 struct Slope {
@@ -197,7 +181,7 @@ void TileMaker::classify(const expr::Program& p,
   }
   kinds_ = kinds;
   for (std::size_t i = 0; i < nodes_.size(); ++i)
-    if (kinds_[i] == Kind::atom && is_tree(p, nodes_[i])) kinds_[i] = Kind::tree;
+    if (kinds_[i] == Kind::atom && expr::is_connective(p, nodes_[i])) kinds_[i] = Kind::tree;
 }
 
 void TileMaker::walk(const expr::Program& p, std::int32_t node) {

@@ -19,8 +19,9 @@ std::uint64_t hash_of(const MaskPlan::Tile& tile) {
   return h;
 }
 
-// Offsets inside a plan are int32, as kernels read them.
-std::int32_t checked(std::size_t n) {
+}  // namespace
+
+std::int32_t checked_offset(std::size_t n) {
   if (n > static_cast<std::size_t>(std::numeric_limits<std::int32_t>::max()))
     throw Error(Code::unsupported,
                 Stage::plan,
@@ -29,16 +30,14 @@ std::int32_t checked(std::size_t n) {
   return static_cast<std::int32_t>(n);
 }
 
-}  // namespace
-
-std::int32_t PlanWriter::next_offset() const { return checked(plan_.run_offsets.size()); }
+std::int32_t PlanWriter::next_offset() const { return checked_offset(plan_.run_offsets.size()); }
 
 std::int32_t PlanWriter::id_of(const MaskPlan::Tile& by_query) {
   const std::uint64_t hash = hash_of(by_query);
   const auto [begin, end] = ids_.equal_range(hash);
   for (auto it = begin; it != end; ++it)
     if (plan_.tiles_by_query[static_cast<std::size_t>(it->second)] == by_query) return it->second;
-  const std::int32_t id = checked(plan_.tiles_by_query.size());
+  const std::int32_t id = checked_offset(plan_.tiles_by_query.size());
   plan_.tiles_by_query.push_back(by_query);
   plan_.tiles_by_key.push_back(transposed(by_query));
   ids_.emplace(hash, id);
@@ -48,13 +47,13 @@ std::int32_t PlanWriter::id_of(const MaskPlan::Tile& by_query) {
 void PlanWriter::query_rows(MaskPlan::Entry& entry, const std::vector<BlockRow>& rows) {
   entry.query_runs = next_offset();
   for (const BlockRow& row : rows) {
-    plan_.run_offsets.push_back(checked(plan_.runs.size()));
+    plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
     for (MaskPlan::Run run : row.runs) {
       const std::int64_t count = run.end - run.begin;
       (run.tiles < 0 ? entry.full : entry.partial) += count;
       if (run.tiles >= 0) {
         const auto first = row.tiles.begin() + run.tiles;
-        run.tiles = checked(plan_.tile_ids.size());
+        run.tiles = checked_offset(plan_.tile_ids.size());
         for (auto tile = first; tile != first + count; ++tile)
           plan_.tile_ids.push_back(id_of(*tile));
       }
@@ -63,25 +62,25 @@ void PlanWriter::query_rows(MaskPlan::Entry& entry, const std::vector<BlockRow>&
     entry.kept_pairs += row.kept_pairs;
     entry.rows_without_key += row.rows_without_key;
   }
-  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
   entry.empty = std::int64_t{entry.q_blocks} * entry.k_blocks - entry.partial - entry.full;
 }
 
 void PlanWriter::key_rows(MaskPlan::Entry& entry, const std::vector<BlockRow>& columns) {
   entry.key_runs = next_offset();
   for (const BlockRow& column : columns) {
-    plan_.run_offsets.push_back(checked(plan_.runs.size()));
+    plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
     for (MaskPlan::Run run : column.runs) {
       if (run.tiles >= 0) {
         const auto first = column.tiles.begin() + run.tiles;
-        run.tiles = checked(plan_.tile_ids.size());
+        run.tiles = checked_offset(plan_.tile_ids.size());
         for (auto tile = first; tile != first + (run.end - run.begin); ++tile)
           plan_.tile_ids.push_back(id_of(transposed(*tile)));
       }
       plan_.runs.push_back(run);
     }
   }
-  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
 }
 
 void PlanWriter::key_rows_from_query_rows(MaskPlan::Entry& entry) {
@@ -108,7 +107,7 @@ void PlanWriter::key_rows_from_query_rows(MaskPlan::Entry& entry) {
   entry.key_runs = next_offset();
   for (const auto& column : columns) {
     const std::size_t first_run = plan_.runs.size();
-    plan_.run_offsets.push_back(checked(first_run));
+    plan_.run_offsets.push_back(checked_offset(first_run));
     for (const Item& item : column) {
       if (item.id < 0) {
         plan_.runs.push_back({item.begin, item.end, -1});
@@ -119,11 +118,11 @@ void PlanWriter::key_rows_from_query_rows(MaskPlan::Entry& entry) {
       if (extends)
         ++plan_.runs.back().end;
       else
-        plan_.runs.push_back({item.begin, item.end, checked(plan_.tile_ids.size())});
+        plan_.runs.push_back({item.begin, item.end, checked_offset(plan_.tile_ids.size())});
       plan_.tile_ids.push_back(item.id);
     }
   }
-  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
 }
 
 void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips) {
@@ -142,7 +141,7 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
       const std::int64_t q0 = (strip.first_row + static_cast<std::int64_t>(r)) * block;
       const std::int64_t height = std::min(block, entry.q_len - q0);
       std::uint64_t with_key = 0;
-      plan_.run_offsets.push_back(checked(plan_.runs.size()));
+      plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
       for (MaskPlan::Run run : strip.rows[r].runs) {
         const std::int64_t count = run.end - run.begin;
         if (run.tiles < 0) {
@@ -153,7 +152,7 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
         } else {
           entry.partial += count;
           const std::int32_t* ids = strip.rows[r].ids.data() + run.tiles;
-          run.tiles = checked(plan_.tile_ids.size());
+          run.tiles = checked_offset(plan_.tile_ids.size());
           for (std::int64_t i = 0; i < count; ++i) {
             Known& k = known[at][static_cast<std::size_t>(ids[i])];
             if (k.id < 0) {
@@ -175,13 +174,13 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
           height - std::min<std::int64_t>(height, __builtin_popcountll(with_key));
     }
   }
-  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
   entry.empty = std::int64_t{entry.q_blocks} * entry.k_blocks - entry.partial - entry.full;
 
   entry.key_runs = next_offset();
   for (std::int32_t c = 0; c < entry.k_blocks; ++c) {
     const std::size_t first_run = plan_.runs.size();
-    plan_.run_offsets.push_back(checked(first_run));
+    plan_.run_offsets.push_back(checked_offset(first_run));
     for (std::size_t at = 0; at < strips.size(); ++at) {
       const Line& line = strips[at].columns[static_cast<std::size_t>(c)];
       for (MaskPlan::Run run : line.runs) {
@@ -191,7 +190,8 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
             (plan_.runs.back().tiles >= 0) == partial)
           plan_.runs.back().end = run.end;
         else
-          plan_.runs.push_back({run.begin, run.end, partial ? checked(plan_.tile_ids.size()) : -1});
+          plan_.runs.push_back(
+              {run.begin, run.end, partial ? checked_offset(plan_.tile_ids.size()) : -1});
         for (std::int32_t i = 0; partial && i < run.end - run.begin; ++i)
           plan_.tile_ids.push_back(
               known[at][static_cast<std::size_t>(line.ids[static_cast<std::size_t>(run.tiles + i)])]
@@ -199,7 +199,7 @@ void PlanWriter::strips(MaskPlan::Entry& entry, const std::vector<Strip>& strips
       }
     }
   }
-  plan_.run_offsets.push_back(checked(plan_.runs.size()));
+  plan_.run_offsets.push_back(checked_offset(plan_.runs.size()));
 }
 
 }  // namespace undivided::masks

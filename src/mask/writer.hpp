@@ -11,6 +11,9 @@
 
 namespace undivided::masks {
 
+/// Offsets inside a plan are int32, as kernels read them. Raises Error{plan} for a larger one.
+std::int32_t checked_offset(std::size_t n);
+
 class PlanWriter {
  public:
   explicit PlanWriter(MaskPlan& plan) : plan_(plan) {}

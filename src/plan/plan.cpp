@@ -97,6 +97,12 @@ void check_class(const Spec& s, const Bounds& b, Device device, const Args& a) {
   if (s.mask_plan && !a.mask_plan)
     refuse_run("this plan needs Args::mask_plan: make it with mask_plan()");
   if (s.mask_plan) {
+    if (a.mask_plan->inside != s.inside)
+      refuse_run(
+          "the mask plan decides Partial blocks by {} and this plan wants {}: make both with "
+          "the same Options::inside",
+          a.mask_plan->inside == Inside::program ? "the program" : "bits",
+          s.inside == Inside::program ? "the program" : "bits");
     const auto& now = a.mask->captures.arrays;
     const auto& then = a.mask_plan->versions;
     if (then.size() != now.size())

@@ -182,6 +182,9 @@ class Resolver : public DataResolver {
     args.score = bind(o.score, p);
     spec.mask = args.mask->program;
     spec.score = args.score->program;
+    spec.inside = o.inside;
+    if (o.inside == Inside::automatic)
+      spec.inside = expr::by_columns(*spec.mask).loads ? Inside::program : Inside::bits;
   }
 
   void classes() {

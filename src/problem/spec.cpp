@@ -33,6 +33,7 @@ auto fields(const Spec& s) {
                   s.max_logit,
                   s.key_mass,
                   s.mask_plan,
+                  s.inside,
                   s.want_dq,
                   s.want_dk,
                   s.want_dv,

@@ -103,7 +103,7 @@ struct QueryTiles {
     if (r == run_end[g]) return KeyTiles<C>::empty_block;
     const PlanRun x = plan->runs[r];
     if (block < x.begin) return KeyTiles<C>::empty_block;
-    return x.tiles < 0 ? KeyTiles<C>::full_block : plan->tile_ids[x.tiles + block - x.begin];
+    return inside_block<C>(*plan, x, block);
   }
 
  private:
@@ -198,14 +198,18 @@ struct Pairs90 {
     const int half = e >> 1, x = c * 8 + column() + (e & 1), i = i0 + x;
     bool keep = i >= keys.low[half] && i <= keys.high[half];
     const int j = keys.mine + 8 * half;
+    bool asked = C::mask == MaskKind::program;
     if constexpr (C::mask == MaskKind::plan) {
       const int id = classes[c / 8];
       if (id == KeyTiles<C>::empty_block) keep = false;
-      if (id >= 0) keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
+      if constexpr (C::inside_program)
+        asked = id >= 0;
+      else if (id >= 0)
+        keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
     }
-    if constexpr (C::mask == MaskKind::program)
+    if constexpr (C::mask == MaskKind::program || C::inside_program)
       keep = keep && i < s.q_len &&
-             Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
+             (!asked || Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len));
     return keep;
   }
 

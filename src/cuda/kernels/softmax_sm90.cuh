@@ -66,7 +66,25 @@ __device__ __forceinline__ void score_tile90(const Params& p,
       for (int e = 0; e < 4; ++e) acc[i][e] *= p.scale;
   }
 
-  if constexpr (C::mask == MaskKind::plan) {
+  if constexpr (C::inside_program) {
+#pragma unroll
+    for (int block = 0; block < n / 8; ++block) {
+      const int id = classes[block];
+      if (id == KeyTiles<C>::full_block) continue;
+#pragma unroll
+      for (int i = block * 8; i < block * 8 + 8; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (id == KeyTiles<C>::empty_block || !Mask::keep(p,
+                                                            r.b,
+                                                            r.head,
+                                                            s.q_origin + r.mine + 8 * (e >> 1),
+                                                            s.k_origin + j0 + t + i * 8 + (e & 1),
+                                                            s.q_len,
+                                                            s.k_len))
+            acc[i][e] = -infinity();
+    }
+  } else if constexpr (C::mask == MaskKind::plan) {
 #pragma unroll
     for (int block = 0; block < n / 8; ++block) {
       const int id = classes[block];

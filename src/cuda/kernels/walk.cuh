@@ -20,6 +20,14 @@ struct Band {
   __device__ long long last_query(long long j) const { return j - delta + left; }
 };
 
+/// Of a block of a run: -1 if it is Full, else what decides its pairs: the id of its bits, or 0 for
+/// the program.
+template <class C>
+__device__ inline int inside_block(const PlanRef& plan, const PlanRun& run, int block) {
+  if (run.tiles < 0) return -1;
+  return C::inside_program ? 0 : plan.tile_ids[run.tiles + block - run.begin];
+}
+
 /// Tiles of `size` tokens (16, 32 or 64) of the other side.
 template <class C, int size>
 struct Walk {
@@ -29,7 +37,7 @@ struct Walk {
   bool valid = false;
   int tile = 0;       // covers local tokens [tile * size, tile * size + size)
   int end = 0;        // tiles
-  int bit_tile = -1;  // plan: id of the bit tile of this block, or -1: all kept
+  int bit_tile = -1;  // plan: -1: all kept; else the id of the bit tile of this block, or 0
 
   /// Tokens [first, last) may be kept.
   __device__ void range(long long first, long long last) {
@@ -72,7 +80,7 @@ struct Walk {
       if (block_ < minimum(r.end, block_end_)) {
         valid = true;
         tile = block_ * per_block;
-        bit_tile = r.tiles < 0 ? -1 : plan_->tile_ids[r.tiles + block_ - r.begin];
+        bit_tile = inside_block<C>(*plan_, r, block_);
         return;
       }
     }
@@ -136,7 +144,9 @@ __device__ bool needs_look(
 /// Is the pair of local query i and key j kept? Both are inside the lengths.
 template <class C, class Mask>
 __device__ bool kept(const Params& p, const Sequence& s, int bit_tile, int b, int h, int i, int j) {
-  if constexpr (C::mask == MaskKind::program) {
+  if constexpr (C::inside_program) {
+    return bit_tile < 0 || Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
+  } else if constexpr (C::mask == MaskKind::program) {
     return Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
   } else if constexpr (C::mask == MaskKind::plan) {
     return bit_tile < 0 || (p.plan.tiles[bit_tile][i % 64] >> (j % 64) & 1);

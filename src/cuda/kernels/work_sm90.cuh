@@ -122,7 +122,7 @@ struct KeyTiles {
     if (r == run_end[g]) return empty_block;
     const PlanRun x = plan->runs[r];
     if (block < x.begin) return empty_block;
-    return x.tiles < 0 ? full_block : plan->tile_ids[x.tiles + block - x.begin];
+    return inside_block<C>(*plan, x, block);
   }
 
  private:
