@@ -30,7 +30,16 @@ const std::vector<WordAxis>& word_axes() {
        {"dense", "lengths", "ragged", "page1", "page16", "page32", "page64", "page128"}},
       {"mask",
        &Case::mask,
-       {"full", "causal", "window", "band", "prefix", "documents", "odd", "holes", "blocks"}},
+       {"full",
+        "causal",
+        "window",
+        "band",
+        "prefix",
+        "documents",
+        "odd",
+        "holes",
+        "blocks",
+        "columns"}},
       {"score", &Case::score, {"identity", "softcap", "alibi", "bias", "table", "chain"}},
       {"align", &Case::align, {"start", "end", "given"}},
       {"dropout", &Case::dropout, {"none", "some"}},
@@ -40,7 +49,7 @@ const std::vector<WordAxis>& word_axes() {
       {"layout", &Case::layout, {"packed", "tokens", "padded", "unaligned"}},
       {"determinism", &Case::determinism, {"fast", "reproducible", "invariant"}},
       {"want", &Case::want, {"all", "dlse", "q", "kv"}},
-      {"via", &Case::via, {"verb", "into", "plan", "maskplan"}},
+      {"via", &Case::via, {"verb", "into", "plan", "maskplan", "inside"}},
       {"index", &Case::index, {"i32", "i64"}},
       {"threads", &Case::threads, {"t1", "t2"}},
       {"isa", &Case::isa, {"auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx"}},
@@ -222,12 +231,13 @@ std::string impossible(const Case& c) {
   if (c.result == "partial" && c.sink != "none") return "a partial result excludes the sink";
   if (c.dtype == DType::f32 && c.result == "f32")
     return "f32 results of f32 inputs are the default";
-  if (c.via == "maskplan" &&
+  if ((c.via == "maskplan" || c.via == "inside") &&
       (c.mask == "full" || c.mask == "causal" || c.mask == "window" || c.mask == "band"))
     return "bands need no mask plan";
   // Arrays that are indexed by position start at 0.
-  if (c.align == "end" && (c.mask == "documents" || c.score == "bias") && c.q_len > 0 &&
-      c.k_len > 0 && (c.q_len > c.k_len || (c.batch > 1 && c.kv != "dense" && c.rows == "dense")))
+  const bool by_position = c.mask == "documents" || c.mask == "columns" || c.score == "bias";
+  if (c.align == "end" && by_position && c.q_len > 0 && c.k_len > 0 &&
+      (c.q_len > c.k_len || (c.batch > 1 && c.kv != "dense" && c.rows == "dense")))
     return "aligned at the end, the first positions are negative and not indices";
   return {};
 }
@@ -242,6 +252,10 @@ bool impossible_pair(std::size_t axis_a,
     return false;
   };
   using View = std::string_view;
+  const auto is_band = [](View axis, View value) {
+    return axis == "mask" &&
+           (value == "full" || value == "causal" || value == "window" || value == "band");
+  };
   return either("op",
                 "backward",
                 [](View axis, View value) {
@@ -259,12 +273,7 @@ bool impossible_pair(std::size_t axis_a,
          either("dtype",
                 "f32",
                 [](View axis, View value) { return axis == "result" && value == "f32"; }) ||
-         either("via",
-                "maskplan",
-                [](View axis, View value) {
-                  return axis == "mask" && (value == "full" || value == "causal" ||
-                                            value == "window" || value == "band");
-                }) ||
+         either("via", "maskplan", is_band) || either("via", "inside", is_band) ||
          // A gradient excludes auxiliary outputs, so wanting part of it does too.
          (axes()[axis_a].name == "aux" && value_a != "none" && axes()[axis_b].name == "want" &&
           value_b != "all") ||

@@ -32,7 +32,7 @@ struct Case {
   std::string layout = "packed";   // packed, tokens (the other order), padded, unaligned
   std::string determinism = "fast";
   std::string want = "all";    // gradients: all, dlse (all, and LSE has one), q, kv
-  std::string via = "verb";    // verb, into, plan, maskplan
+  std::string via = "verb";    // verb, into, plan, maskplan, inside
   std::string index = "i32";   // of lengths, offsets and tables: i32, i64
   std::string threads = "t1";  // t1, t2
   std::string isa = "auto";    // auto, scalar, avx2, avx512, avx512_bf16, amx

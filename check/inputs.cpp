@@ -247,6 +247,8 @@ class Maker {
                           std::max<std::int64_t>(q_extent, 1),
                           std::max<std::int64_t>(k_extent, 1)};
     o.mask = make_mask(c_.mask, extents, c_.seed);
+    if (c_.via == "inside") o.inside = Inside::program;
+    if (c_.via == "maskplan") o.inside = Inside::bits;
     o.score = make_score(c_.score, extents, c_.seed);
     if (c_.sink == "given") {
       const View sink = keep(Buffer(DType::f32, {c_.heads}));

@@ -7,6 +7,7 @@
 
 #include "check/random.hpp"
 #include "undivided/error.hpp"
+#include "undivided/mask_formats.hpp"
 
 namespace undivided::check {
 namespace {
@@ -44,6 +45,22 @@ Array document_ids(const Extents& e, std::uint64_t seed) {
   return Array(id, "doc");
 }
 
+/// Two stretches of queries that each key masks, anywhere; some keys mask none or all of them.
+FlashMask columns(const Extents& e, std::uint64_t seed) {
+  FlashMask m;
+  m.keys = std::max<std::int64_t>(1, std::max(e.q, e.k));
+  m.columns = 4;
+  Random random(seed + 4);
+  const auto any = [&] {
+    return static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(m.keys) + 1));
+  };
+  for (std::int64_t k = 0; k < m.keys; ++k) {
+    const std::int32_t low = k % 7 == 0 ? 0 : any(), upper = any() / 4;
+    m.values.insert(m.values.end(), {low, low + any() / 2, upper, upper + any() / 4});
+  }
+  return m;
+}
+
 Array slopes(std::int64_t heads) {
   std::vector<float> m;
   for (std::int64_t h = 0; h < heads; ++h)
@@ -60,6 +77,7 @@ Mask make_mask(const std::string& name, const Extents& e, std::uint64_t seed) {
   if (name == "band") return window(20, 45);
   if (name == "prefix") return prefix(37);
   if (name == "documents") return causal() && documents(document_ids(e, seed));
+  if (name == "columns") return import_flashmask(columns(e, seed));
   if (name == "odd") return Mask::parse("(q * 7 + k * 3 + head + batch) % 5 != 2");
   if (name == "holes")
     return mask([](auto, auto, auto q, auto k) { return q % 3 != 1 && k * 2 <= q + k_len(k); });

@@ -77,7 +77,8 @@ class Runner {
   }
 
  private:
-  bool planned() const { return c_.via == "plan" || c_.via == "maskplan"; }
+  bool mask_planned() const { return c_.via == "maskplan" || c_.via == "inside"; }
+  bool planned() const { return c_.via == "plan" || mask_planned(); }
   /// A forward for a gradient keeps no auxiliary outputs.
   Forward forward() {
     const auto start = std::chrono::steady_clock::now();
@@ -214,7 +215,7 @@ class Runner {
 
   /// Through plan() and Plan::run, with the exact bounds of the problem.
   void execute_plan(Problem& p) {
-    if (c_.via == "maskplan") {
+    if (mask_planned()) {
       p.args.mask_plan = mask_plan(in_.q, in_.kv, in_.options, context_);
       p.spec.mask_plan = true;
     }

@@ -12,6 +12,7 @@
 #include "cuda/tuning.hpp"
 #include "cuda_specs.hpp"
 #include "undivided/error.hpp"
+#include "undivided/mask_formats.hpp"
 
 using namespace undivided;
 using namespace undivided::cuda;
@@ -38,7 +39,7 @@ std::vector<KernelSpec> sm90_specs() {
       for (const RowKind rows : {RowKind::dense, RowKind::ragged})
         add(d, d, mask, rows, DType::bf16, same);
   for (const int d : {8, 72, 96, 192}) add(d, d, MaskKind::band, RowKind::dense, DType::f16, same);
-  for (const int d : {64, 128, 256})
+  for (const int d : {64, 128})
     add(d, d, MaskKind::plan, RowKind::dense, DType::bf16, [](KernelSpec& k) {
       k.inside_program = true;
     });
@@ -120,4 +121,45 @@ TEST(CudaSm90, KernelsCompileWithoutSpills) {
     EXPECT_EQ(k.report.spill_bytes, 0) << k.name;
     EXPECT_EQ(k.report.stack_bytes, 0) << k.name;
   }
+}
+
+TEST(CudaSm90, PlansWithoutBitsAskTheProgramForwardAndBackward) {
+  if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+  FlashMask columns;
+  columns.columns = 4;
+  columns.keys = 1024;
+  columns.values.assign(4096, 7);
+  DeviceInfo hopper;
+  hopper.major = 9;
+  hopper.multiprocessors = 132;
+  const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
+  int compiled = 0;
+  for (const Operation op : {Operation::forward, Operation::backward})
+    for (const int d : {64, 128}) {
+      Spec s;
+      s.op = op;
+      s.dtype = s.out_dtype = s.dout_dtype = DType::bf16;
+      s.dqk = s.dv = d;
+      s.mask = samples::lifted(import_flashmask(columns).program());
+      s.score = samples::lifted(identity().program());
+      s.mask_plan = true;
+      s.inside = Inside::program;
+      s.want_dq = s.want_dk = s.want_dv = op == Operation::backward;
+      const Bounds b{2, 8, 2 * 1024, 2 * 1024, 1024, 1024, 0};
+      for (const KernelSpec& k : choose(s, b, hopper, Family::sm90).kernels) {
+        if (k.family != Family::sm90) continue;
+        const auto spills = [&](KernelSpec spec) {
+          return cache
+              .get([&](int arch) { return source_of(spec, policies_of(s), arch); },
+                   90,
+                   Compile::allowed)
+              .report.spill_bytes;
+        };
+        KernelSpec bits = k;
+        bits.inside_program = false;
+        EXPECT_LE(spills(k), spills(bits)) << k.name();
+        compiled += k.inside_program;
+      }
+    }
+  EXPECT_EQ(compiled, 4);
 }

@@ -161,6 +161,7 @@ struct Pairs90 {
   bool looked;          // may a pair be masked?
   int classes[blocks ? blocks : 1];
   unsigned dropped[m / 64];  // a bit an element
+  unsigned inside[m / 64];   // the same: what the program keeps of a block without bits
 
   __device__ __forceinline__ Pairs90(const Params& params,
                                      const Sequence& sequence,
@@ -184,6 +185,7 @@ struct Pairs90 {
     for (int i = 0; i < blocks; ++i) {
       classes[i] = load_shared_word(class_at + 4 * i);
       looked = looked || classes[i] != KeyTiles<C>::full_block;
+      if constexpr (C::inside_program) inside[i] = classes[i] < 0 ? ~0u : ask(i);
     }
   }
 
@@ -193,23 +195,36 @@ struct Pairs90 {
     return load_shared_pair(at + (c * 8 + column()) * 4);
   }
 
+  /// The program's answers for the elements of one block of queries.
+  __device__ __forceinline__ unsigned ask(int block) const {
+    unsigned bits = 0;
+#pragma unroll 1  // rolled: as many copies of the program would cost registers
+    for (int x = 0; x < 32; ++x) {
+      const int i = i0 + block * 64 + x / 4 * 8 + column() + (x & 1), half = x >> 1 & 1;
+      const int j = keys.mine + 8 * half;
+      bits |= static_cast<unsigned>(
+                  Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len))
+              << x;
+    }
+    return bits;
+  }
+
   /// Is the pair of accumulator element (c, e) kept? Only asked of tiles that are `looked` at.
   __device__ __forceinline__ bool kept(int c, int e) const {
     const int half = e >> 1, x = c * 8 + column() + (e & 1), i = i0 + x;
     bool keep = i >= keys.low[half] && i <= keys.high[half];
     const int j = keys.mine + 8 * half;
-    bool asked = C::mask == MaskKind::program;
     if constexpr (C::mask == MaskKind::plan) {
       const int id = classes[c / 8];
       if (id == KeyTiles<C>::empty_block) keep = false;
       if constexpr (C::inside_program)
-        asked = id >= 0;
+        keep = keep && (inside[c / 8] >> (c % 8 * 4 + e) & 1);
       else if (id >= 0)
         keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
     }
-    if constexpr (C::mask == MaskKind::program || C::inside_program)
+    if constexpr (C::mask == MaskKind::program)
       keep = keep && i < s.q_len &&
-             (!asked || Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len));
+             Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
     return keep;
   }
 

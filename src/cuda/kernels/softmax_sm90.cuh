@@ -66,34 +66,34 @@ __device__ __forceinline__ void score_tile90(const Params& p,
       for (int e = 0; e < 4; ++e) acc[i][e] *= p.scale;
   }
 
-  if constexpr (C::inside_program) {
-#pragma unroll
-    for (int block = 0; block < n / 8; ++block) {
-      const int id = classes[block];
-      if (id == KeyTiles<C>::full_block) continue;
-#pragma unroll
-      for (int i = block * 8; i < block * 8 + 8; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if (id == KeyTiles<C>::empty_block || !Mask::keep(p,
-                                                            r.b,
-                                                            r.head,
-                                                            s.q_origin + r.mine + 8 * (e >> 1),
-                                                            s.k_origin + j0 + t + i * 8 + (e & 1),
-                                                            s.q_len,
-                                                            s.k_len))
-            acc[i][e] = -infinity();
-    }
-  } else if constexpr (C::mask == MaskKind::plan) {
+  if constexpr (C::mask == MaskKind::plan) {
 #pragma unroll
     for (int block = 0; block < n / 8; ++block) {
       const int id = classes[block];
       if (id == KeyTiles<C>::full_block) continue;
       unsigned long long keep[2] = {};
       if (id >= 0) {
+        if constexpr (C::inside_program) {
+#pragma unroll 1  // rolled: as many copies of the program would cost registers
+          for (int x = 0; x < 32; ++x) {
+            const int half = x >> 4, bit = (x >> 1 & 7) * 8 + (x & 1);
+            const bool live = Mask::keep(p,
+                                         r.b,
+                                         r.head,
+                                         s.q_origin + r.mine + 8 * half,
+                                         s.k_origin + j0 + t + block * 64 + bit,
+                                         s.q_len,
+                                         s.k_len);
+            if (half)
+              keep[1] |= static_cast<unsigned long long>(live) << bit;
+            else
+              keep[0] |= static_cast<unsigned long long>(live) << bit;
+          }
+        } else {
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          keep[half] = p.plan.tiles[id][(r.mine + 8 * half) & 63] >> t;
+          for (int half = 0; half < 2; ++half)
+            keep[half] = p.plan.tiles[id][(r.mine + 8 * half) & 63] >> t;
+        }
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i)
