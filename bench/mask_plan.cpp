@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Time to plan each mask of the catalogue, one core, beside its budget and brute force.
 //
-// bench_mask_plan [longest = 1048576] writes JSON. Best of several; arrays and binding are made
-// before the clock starts, range tables after it.
+// bench_mask_plan [longest = 1048576] [shortest = 8192] writes JSON. Best of several; arrays and
+// binding are made before the clock starts, range tables after it.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -70,6 +70,7 @@ Leaves split_partial_blocks(const BoundProgram& p, const MaskPlan& plan, std::in
 
 int main(int count, char** arguments) {
   const std::int32_t longest = count > 1 ? std::atoi(arguments[1]) : 1 << 20;
+  const std::int32_t shortest = count > 2 ? std::atoi(arguments[2]) : 8192;
   const char* commit = std::getenv("UNDIVIDED_BENCH_COMMIT");
   fmt::print(
       "{{\n \"what\": \"milliseconds to plan a mask on one core\",\n \"processor\": "
@@ -79,6 +80,7 @@ int main(int count, char** arguments) {
   bool first = true;
   for (const std::int32_t s : {8192, 32768, 131072, 1048576}) {
     if (s > longest) break;
+    if (s < shortest) continue;
     const testing::MaskCatalogue catalogue(s);
     const double budget = s <= 8192 ? 0 : s <= 32768 ? 10 : s <= 131072 ? 25 : 250;
     Sequence one;

@@ -8,6 +8,7 @@
 #include <charconv>
 #include <tuple>
 
+#include "check/gallery.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::check {
@@ -160,7 +161,8 @@ void set(Case& c, std::size_t axis, std::string_view value) {
       return;
     default: {
       const WordAxis& w = word_axes()[axis - numeric_axes];
-      if (std::find(w.values.begin(), w.values.end(), value) == w.values.end())
+      const bool drawn = w.field == &Case::mask && gallery_mask(value);
+      if (!drawn && std::find(w.values.begin(), w.values.end(), value) == w.values.end())
         refuse(fmt::format("'{}={}' in a case name: {} is one of {}",
                            w.name,
                            value,
@@ -221,6 +223,9 @@ double Case::cost() const {
 }
 
 std::string impossible(const Case& c) {
+  if (const auto drawn = gallery_mask(c.mask);
+      drawn && (c.q_len > drawn->q_len || c.k_len > drawn->k_len || c.align == "given"))
+    return "the arrays of the gallery are as long as its pictures";
   if (c.heads % c.kv_heads != 0) return "query heads must be a multiple of KV heads";
   if (c.backward()) {
     if (c.aux != "none") return "a backward has no auxiliary outputs";

@@ -22,7 +22,7 @@ struct Case {
   std::int64_t batch = 1;
   std::string rows = "dense";      // dense, lengths, ragged
   std::string kv = "dense";        // dense, lengths, ragged, page1, page16, page64, page128
-  std::string mask = "full";       // see make_mask
+  std::string mask = "full";       // see make_mask; gallery/NAME too
   std::string score = "identity";  // see make_score
   std::string align = "start";     // start, end, given
   std::string dropout = "none";    // none, some
@@ -71,6 +71,8 @@ bool impossible_pair(std::size_t axis_a,
 /// A seeded set in which every possible pair of values of two axes occurs for each operation and
 /// dtype, plus single-axis extremes: about 1,500 cases. Cheap combinations are preferred.
 const std::vector<Case>& all_cases();
+/// The masks of the gallery, forward and backward, by bits of a plan and by the program inside it.
+std::vector<Case> gallery_cases();
 /// A short set for sanitizers: every n-th of all_cases(), without the costly ones.
 std::vector<Case> some_cases(std::size_t count);
 

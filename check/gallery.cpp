@@ -180,6 +180,14 @@ std::vector<GalleryMask> gallery_masks() {
   return all;
 }
 
+std::optional<GalleryMask> gallery_mask(std::string_view word) {
+  constexpr std::string_view folder = "gallery/";
+  if (!word.starts_with(folder)) return {};
+  for (const GalleryMask& m : gallery_masks())
+    if (word.substr(folder.size()) == m.name) return m;
+  return {};
+}
+
 std::vector<GalleryScore> gallery_scores() {
   constexpr int n = 24, heads = 4;
   std::vector<GalleryScore> all;

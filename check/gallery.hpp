@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "undivided/expr.hpp"
@@ -21,6 +23,8 @@ struct GalleryMask {
   Mask mask() const { return Mask::parse(text, captures); }
 };
 std::vector<GalleryMask> gallery_masks();
+/// The one that a case calls gallery/NAME.
+std::optional<GalleryMask> gallery_mask(std::string_view word);
 
 struct GalleryScore {
   std::string name, title, text, library;

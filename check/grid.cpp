@@ -5,6 +5,7 @@
 #include <set>
 
 #include "check/case.hpp"
+#include "check/gallery.hpp"
 #include "check/random.hpp"
 
 namespace undivided::check {
@@ -210,6 +211,24 @@ std::vector<Case> make_all() {
 const std::vector<Case>& all_cases() {
   static const std::vector<Case> cases = make_all();
   return cases;
+}
+
+std::vector<Case> gallery_cases() {
+  std::vector<Case> out;
+  for (const GalleryMask& m : gallery_masks())
+    for (const char* op : {"forward", "backward"})
+      for (const char* via : {"maskplan", "inside"}) {
+        Case c;
+        c.op = op;
+        c.dtype = DType::bf16;
+        c.q_len = m.q_len;
+        c.k_len = m.k_len;
+        c.heads = c.kv_heads = 1;
+        c.mask = "gallery/" + m.name;
+        c.via = via;
+        out.push_back(c);
+      }
+  return out;
 }
 
 std::vector<Case> some_cases(std::size_t count) {

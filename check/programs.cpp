@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "check/gallery.hpp"
 #include "check/random.hpp"
 #include "undivided/error.hpp"
 #include "undivided/mask_formats.hpp"
@@ -71,6 +72,7 @@ Array slopes(std::int64_t heads) {
 }  // namespace
 
 Mask make_mask(const std::string& name, const Extents& e, std::uint64_t seed) {
+  if (const auto drawn = gallery_mask(name)) return drawn->mask();
   if (name == "full") return full();
   if (name == "causal") return causal();
   if (name == "window") return window(33, 0);

@@ -14,6 +14,17 @@ namespace undivided::testing {
 using Rule = std::function<bool(int, int)>;
 
 // The benchmark kinds of FlashMask, from their definitions: columns and the rule that they mean.
+/// Integers by int.
+class Ints {
+ public:
+  explicit Ints(int n) : values_(static_cast<std::size_t>(n)) {}
+  int& operator[](int i) { return values_[static_cast<std::size_t>(i)]; }
+  int operator[](int i) const { return values_[static_cast<std::size_t>(i)]; }
+
+ private:
+  std::vector<int> values_;
+};
+
 struct Kind {
   const char* name;
   FlashMask mask;
@@ -35,7 +46,7 @@ inline std::vector<Kind> kinds(int n) {
     out.push_back({name, m, std::move(keep)});
   };
   const int w = 40, g = 17;
-  std::vector<int> start(n), end(n);
+  Ints start(n), end(n);
   for (int at = 0, size = 23; at < n; size = size * 5 % 83 + 7) {
     const int stop = std::min(n, at + size);
     for (int i = at; i < stop; ++i) start[i] = at, end[i] = stop;
@@ -109,9 +120,10 @@ inline std::vector<Kind> kinds(int n) {
       [=](int q, int k) {
         return k <= q && !(k >= drop && k < drop + length && q < drop + length);
       });
-  std::vector<int> gone(n);
+  Ints gone(n);
   std::mt19937 random(4);
-  for (int j = 0; j < n; ++j) gone[j] = j + 1 + static_cast<int>(random() % (n - j));
+  for (int j = 0; j < n; ++j)
+    gone[j] = j + 1 + static_cast<int>(random() % static_cast<unsigned>(n - j));
   add(
       "random eviction",
       true,
