@@ -99,11 +99,12 @@ std::string wgmma_text(DType type, int n, bool backward) {
 std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string_view score) {
   const Sm90Tile t = sm90_tile(s);
   const bool backward = s.kind == KernelKind::backward || s.kind == KernelKind::gather_dq;
-  const char* kernel = s.kind == KernelKind::gather_dq ? "gather_dq"
-                       : backward                      ? "backward_sm90"
-                                                       : "forward_sm90";
-  std::string text = fmt::format(
-      "// {}\n#include \"kernels/{}_sm90.cuh\"\n\n", s.name(), backward ? "backward" : "forward");
+  const bool gather = s.kind == KernelKind::gather_dq;
+  const std::string file = !backward                 ? "forward_sm90"
+                           : t.keys == 64 && !gather ? "backward_wide_sm90"
+                                                     : "backward_sm90";
+  const std::string kernel = gather ? "gather_dq" : file;
+  std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), file);
   text += "namespace undivided::cuda {\n\nstruct Config {\n";
   text +=
       fmt::format("  using Element = {};\n  using Out = {};\n", element(s.dtype), element(s.out));
@@ -127,14 +128,14 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += fmt::format("  static constexpr bool inside_program = {};\n", s.inside_program);
   text += fmt::format("  static constexpr bool dropout = {};\n", s.dropout);
   text += "  static constexpr bool pingpong = false;\n};\n\n";
-  const auto widths = s.kind == KernelKind::gather_dq ? std::set<int>{}
-                      : backward                      ? std::set<int>{64, t.queries, s.dqk, s.dv}
-                                                      : std::set<int>{t.keys, s.dv};
+  const auto widths = gather     ? std::set<int>{}
+                      : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}
+                                 : std::set<int>{t.keys, s.dv};
   for (const int n : widths) text += wgmma_text(s.dtype, n, backward);
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
   // gather_dq copies nothing by tiles.
-  const bool maps = s.kind != KernelKind::gather_dq;
+  const bool maps = !gather;
   text += fmt::format(
       "\nextern \"C\" __global__ void __launch_bounds__({}, 1)\n"
       "    {}(const __grid_constant__ Params p{}) {{\n"

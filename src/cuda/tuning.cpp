@@ -10,14 +10,19 @@ namespace {
 
 int slabs(int d) { return (d + 63) / 64; }
 
-constexpr int dq_tile_floats = 8192;  // 128 x 64 or 64 x 128
+bool wide(const KernelSpec& k) { return std::max(k.dqk, k.dv) > 128; }
+// Of the sums of dQ: a tile of 128 x 64, 64 x 128 or 64 x 256.
+int dq_tile_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
 
 Sm90Tile backward_tile(const KernelSpec& k) {
   Sm90Tile t;
   // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
   t.queries = std::max(k.dqk, k.dv) <= 64 ? 128 : 64;
-  t.producer_registers = 24;
-  t.consumer_registers = 240;
+  if (wide(k)) t.keys = 64;
+  if (wide(k) || t.queries == 128) {
+    t.producer_registers = 24;
+    t.consumer_registers = 240;
+  }
   return t;
 }
 
@@ -30,11 +35,12 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
   const Sm90Tile t = backward_tile(k);
   const int columns = slabs(k.dqk) + slabs(k.dv), blocks = t.queries / 64;
   const int tiles = (t.keys + t.stages * t.queries) * columns * 128;
-  const int ds = 2 * blocks * t.keys * 128, dq = dq_tile_floats * 4;
+  const int ds = 2 * blocks * t.keys * 128;
+  const int passed = wide(k) ? 64 * 64 * 4 : dq_tile_floats(k) * 4;  // P, or dQ
   const int rows = 2 * t.stages * t.queries * 4;
-  const int barriers = 8 * (2 + 4 * t.stages) + 32 + 8;
-  const int info = 8 + (k.mask == MaskKind::plan ? 8 * blocks : 0);
-  return static_cast<std::size_t>(1024 + tiles + ds + dq + rows + barriers + t.stages * info);
+  const int barriers = 8 * (2 + 4 * t.stages) + 64 + 8;
+  const int info = 8 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
+  return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + barriers + t.stages * info);
 }
 
 }  // namespace
@@ -85,8 +91,6 @@ bool sm90_serves(const KernelSpec& k, const char** why) {
   const char* reason = nullptr;
   if (k.kind != KernelKind::forward && !is_backward(k))
     reason = "only the forward and the backward have such kernels";
-  else if (is_backward(k) && std::max(k.dqk, k.dv) > 128)
-    reason = "a head dim above 128 in the backward";
   else if (is_backward(k) && k.wide_dout)
     reason = "a float32 dO";
   else if (is_backward(k) && k.captured)
@@ -123,7 +127,7 @@ long long sm90_dq_floats(const KernelSpec& k,
   const int m = backward_tile(k).queries;
   const long long tiles = rows == RowKind::ragged ? heads * (total_q / m + batch + 1)
                                                   : batch * heads * ((max_q_len + m - 1) / m);
-  return tiles * dq_tile_floats;
+  return tiles * dq_tile_floats(k);
 }
 
 int sm90_section(const KernelSpec& k, const Params& p) {

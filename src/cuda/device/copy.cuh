@@ -30,6 +30,30 @@ __device__ inline void store_shared(unsigned to, const unsigned (&x)[4]) {
                : "memory");
 }
 
+__device__ inline void store_shared(unsigned to, const float (&x)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "f"(x[0]),
+               "f"(x[1]),
+               "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
+/// PTX: ld.shared.v4
+__device__ inline void load_shared(float (&x)[4], unsigned from) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(from)
+               : "memory");
+}
+/// Adds four floats to global memory, later. PTX: red.global.add.v4 (sm_90)
+__device__ inline void add_quad(float* to, const float (&x)[4]) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(x[0]),
+               "f"(x[1]),
+               "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
 /// PTX: ld.shared.v2
 __device__ inline float2 load_shared_pair(unsigned from) {
   float2 x;

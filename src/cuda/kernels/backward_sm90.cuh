@@ -86,7 +86,7 @@ struct BackwardProducer90 {
     if constexpr (C::mask == MaskKind::plan) {
       if (lead)
 #pragma unroll
-        for (int g = 0; g < 2; ++g)
+        for (int g = 0; g < L::key_blocks; ++g)
 #pragma unroll
           for (int i = 0; i < L::row_slabs; ++i)
             store_shared_word(info + 8 + 4 * (g * L::row_slabs + i), tiles.block_class(g, i));
@@ -141,6 +141,81 @@ __device__ inline void add_dq(const Params& p, unsigned base) {
   }
 }
 
+/// acc = A B^T: 64 keys at `a` times the queries at `b`.
+template <class C, int d>
+__device__ __forceinline__ void multiply_rows90(float (&acc)[C::m / 8][4], unsigned a, unsigned b) {
+  using L = SharedBackward90<C>;
+  using Product = Wgmma<typename C::Element, C::m>;
+  const auto x = wgmma_descriptor(a, 16), y = wgmma_descriptor(b, 16);
+#pragma unroll
+  for (int i = 0; i < (d + 15) / 16; ++i) {
+    const auto u = x + (i / 4 * L::key_slab + i % 4 * 32) / 16;
+    const auto v = y + (i / 4 * L::row_slab + i % 4 * 32) / 16;
+    if (i == 0)
+      Product::set_rows(acc, u, v);
+    else
+      Product::add_rows(acc, u, v);
+  }
+  wgmma_commit();
+}
+/// acc += A B: fragments times the query rows at `b`.
+template <class C, int d>
+__device__ __forceinline__ void add_rows90(float (&acc)[d / 8][4],
+                                           const unsigned (&a)[C::m / 16][4],
+                                           unsigned b) {
+  const auto y = wgmma_descriptor(b, SharedBackward90<C>::row_slab);
+#pragma unroll
+  for (int i = 0; i < C::m / 16; ++i)
+    Wgmma<typename C::Element, d>::register_shared(acc, a[i], y + i * 2048 / 16);
+  wgmma_commit();
+}
+
+/// dS^T as rows of keys from `first` on: a slab for 64 queries.
+template <class C>
+__device__ __forceinline__ void store_ds90(const unsigned (&ds)[C::m / 16][4],
+                                           unsigned to,
+                                           int first) {
+  const int lane = threadIdx.x & 31;
+  const int key = first + (threadIdx.x & 127) / 32 * 16 + (lane & 15);
+#pragma unroll
+  for (int i = 0; i < C::m / 16; ++i) {
+    const int piece = 2 * i + (lane >> 4);
+    store_matrix(
+        to + piece / 8 * SharedBackward90<C>::key_slab + key * 128 + ((piece ^ key) & 7) * 16,
+        ds[i]);
+  }
+  async_proxy_fence();
+}
+
+/// Writes the two rows of a thread of dK or dV, times `scale`.
+template <class C, int n>
+__device__ __forceinline__ void store_keys90(const Params& p,
+                                             const Sequence& s,
+                                             const MatrixRef& to,
+                                             int b,
+                                             int kv_head,
+                                             int mine,
+                                             float (&acc)[n][4],
+                                             float scale) {
+  using Out = typename C::Out;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int j = mine + 8 * half;
+    const bool live = j < s.k_len;
+    // Dense padding gets zeros; packed rows past the length belong to others.
+    const bool written = to.data && (live || (C::kv == KvKind::dense && j < p.max_k_len));
+    if (!live) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) acc[i][2 * half] = acc[i][2 * half + 1] = 0.0f;
+    }
+    store_row90<Out>(
+        written ? static_cast<Out*>(to.data) + key_offset<C>(p, to, s, b, kv_head, j) : nullptr,
+        acc,
+        half,
+        scale);
+  }
+}
+
 template <class C, class Mask, class Score>
 struct BackwardConsumer90 {
   using L = SharedBackward90<C>;
@@ -159,32 +234,6 @@ struct BackwardConsumer90 {
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
   }
 
-  /// acc = A B^T: 64 keys of `a` times the rows of `b`.
-  template <int d>
-  __device__ __forceinline__ void multiply_rows(float (&acc)[m / 8][4], unsigned a, unsigned b_at) {
-    const auto x = wgmma_descriptor(base + a + group * 8192, 16);
-    const auto y = wgmma_descriptor(base + b_at, 16);
-#pragma unroll
-    for (int i = 0; i < (d + 15) / 16; ++i) {
-      const auto u = x + (i / 4 * L::key_slab + i % 4 * 32) / 16;
-      const auto v = y + (i / 4 * L::row_slab + i % 4 * 32) / 16;
-      if (i == 0)
-        Wgmma<T, m>::set_rows(acc, u, v);
-      else
-        Wgmma<T, m>::add_rows(acc, u, v);
-    }
-    wgmma_commit();
-  }
-  /// acc += A B: fragments times the rows at `b`.
-  template <int d>
-  __device__ __forceinline__ void add_rows(float (&acc)[d / 8][4],
-                                           const unsigned (&a)[m / 16][4],
-                                           unsigned b_at) {
-    const auto y = wgmma_descriptor(base + b_at, L::row_slab);
-#pragma unroll
-    for (int i = 0; i < m / 16; ++i) Wgmma<T, d>::register_shared(acc, a[i], y + i * 2048 / 16);
-    wgmma_commit();
-  }
   /// dQ = dS K: 64 queries by 64 columns; this warpgroup's share of the tile.
   __device__ __forceinline__ void queries(float (&acc)[8][4], unsigned ds) {
     const int row = m == 128 ? group : 0, column = m == 128 ? 0 : group;
@@ -200,30 +249,13 @@ struct BackwardConsumer90 {
     wgmma_commit();
   }
 
-  /// dS^T as rows of keys: a slab for 64 queries.
-  __device__ __forceinline__ void store_ds(const unsigned (&ds)[m / 16][4], unsigned to) {
-    const int lane = threadIdx.x & 31;
-    const int key = group * 64 + (threadIdx.x & 127) / 32 * 16 + (lane & 15);
-#pragma unroll
-    for (int i = 0; i < m / 16; ++i) {
-      const int piece = 2 * i + (lane >> 4);
-      store_matrix(base + to + piece / 8 * L::key_slab + key * 128 + ((piece ^ key) & 7) * 16,
-                   ds[i]);
-    }
-    async_proxy_fence();
-  }
-
   /// Leaves a dQ tile to the warp that adds it.
   __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], int tile) {
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     const int thread = threadIdx.x & 127;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16,
-                   {__float_as_uint(dq[i][0]),
-                    __float_as_uint(dq[i][1]),
-                    __float_as_uint(dq[i][2]),
-                    __float_as_uint(dq[i][3])});
+      store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16, dq[i]);
     if (thread == 0) store_shared_word(base + L::dq_to + 4 * group, tile);
     async_proxy_fence();
     __syncwarp();
@@ -246,10 +278,10 @@ struct BackwardConsumer90 {
       const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
       float acc[m / 8][4], dp[m / 8][4];
       wgmma_fence();
-      multiply_rows<C::dqk>(acc, 0, q);
+      multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + q);
       mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
       wgmma_fence();
-      multiply_rows<C::dv>(dp, L::v_at, dout);
+      multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout);
 
       Pairs90<C, Mask, Score> pairs(p,
                                     s,
@@ -266,10 +298,11 @@ struct BackwardConsumer90 {
         pin(acc);
         pairs.weights(acc);
       }
+      pairs.drop();
       if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
         pairs.fragments(left, acc);
         wgmma_fence();
-        add_rows<C::dv>(dv, left, dout);
+        add_rows90<C, C::dv>(dv, left, base + dout);
         wgmma_wait<1>();
         pin(dp);
         pairs.gradients(acc, dp);
@@ -285,15 +318,15 @@ struct BackwardConsumer90 {
         to_fragments<T, m>(ds, dp);
         pairs.fragments(left, acc);
         wgmma_fence();
-        add_rows<C::dv>(dv, left, dout);
+        add_rows90<C, C::dv>(dv, left, base + dout);
       }
       const unsigned ds_at = L::ds_at + L::ds_bytes * (step & 1);
-      store_ds(ds, ds_at);
+      store_ds90<C>(ds, base + ds_at, group * 64);
       named_barrier_sync(1, 256);
       float dq[8][4];
       wgmma_fence();
       queries(dq, ds_at);
-      add_rows<C::dqk>(dk, ds, q);
+      add_rows90<C, C::dqk>(dk, ds, base + q);
       wgmma_wait<1>();
       pin(dv);
       pin(dq);
@@ -308,38 +341,17 @@ struct BackwardConsumer90 {
     if ((threadIdx.x & 127) == 0) store_shared_word(base + L::dq_to + 4 * group, -1);
     __syncwarp();
     free(L::dq_full + 8 * group);
-    store(dk, dv);
-  }
-
-  __device__ __forceinline__ void store(float (&dk)[C::dqk / 8][4], float (&dv)[C::dv / 8][4]) {
-    using Out = typename C::Out;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int j = keys.mine + 8 * half;
-      const bool live = j < s.k_len;
-      // Dense padding gets zeros; packed rows past the length belong to others.
-      const bool written = live || (C::kv == KvKind::dense && j < p.max_k_len);
-      const auto row = [&](const MatrixRef& to) {
-        return written && to.data
-                   ? static_cast<Out*>(to.data) + key_offset<C>(p, to, s, b, kv_head, j)
-                   : nullptr;
-      };
-      if (!live) {
-#pragma unroll
-        for (int i = 0; i < C::dqk / 8; ++i) dk[i][2 * half] = dk[i][2 * half + 1] = 0.0f;
-#pragma unroll
-        for (int i = 0; i < C::dv / 8; ++i) dv[i][2 * half] = dv[i][2 * half + 1] = 0.0f;
-      }
-      store_row90<Out>(row(p.dk), dk, half, p.scale);
-      store_row90<Out>(row(p.dv), dv, half, C::dropout ? p.keep_scale : 1.0f);
-    }
+    store_keys90<C>(p, s, p.dk, b, kv_head, keys.mine, dk, p.scale);
+    store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
   }
 };
 
-template <class C, class Mask, class Score>
-__device__ __forceinline__ void backward_sm90(const Params& p,
-                                              const BackwardMaps& maps,
-                                              const Schedule& schedule) {
+/// `consume(s, base, group, b, kv_head, j0)`: what warpgroups 0 and 1 do.
+template <class C, class Consume>
+__device__ __forceinline__ void backward_roles90(const Params& p,
+                                                 const BackwardMaps& maps,
+                                                 const Schedule& schedule,
+                                                 const Consume& consume) {
   using L = SharedBackward90<C>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned base = (shared_address(shared) + 1023) & ~1023u;
@@ -362,7 +374,9 @@ __device__ __forceinline__ void backward_sm90(const Params& p,
       mbarrier_init(base + L::dout_empty + 8 * i, 8);
     }
     for (int g = 0; g < 2; ++g) {
-      mbarrier_init(base + L::dq_full + 8 * g, 4);
+      mbarrier_init(base + L::ds_full + 8 * g, 4);
+      mbarrier_init(base + L::ds_empty + 8 * g, 8);
+      mbarrier_init(base + L::dq_full + 8 * g, 4);  // wide: of P, full and empty
       mbarrier_init(base + L::dq_empty + 8 * g, 1);
     }
     mbarrier_init_fence();
@@ -382,21 +396,34 @@ __device__ __forceinline__ void backward_sm90(const Params& p,
             producer.rows(b, h, tiles);
       }
       producer.end();
-    } else if (warp == 1 && lead) {
+    } else if (!L::wide && warp == 1 && lead) {
       add_dq<C>(p, base);
     }
   } else {
     raise_registers<C::consumer_registers>();
-    BackwardConsumer90<C, Mask, Score> consumer{
-        p, s, base, group, b, kv_head, Keys90<C>(p, s, j0, group)};
-    consumer.run();
+    consume(s, base, group, b, kv_head, j0);
   }
+}
+
+template <class C, class Mask, class Score>
+__device__ __forceinline__ void backward_sm90(const Params& p,
+                                              const BackwardMaps& maps,
+                                              const Schedule& schedule) {
+  backward_roles90<C>(p,
+                      maps,
+                      schedule,
+                      [&](const Sequence& s, unsigned base, int group, int b, int kv_head, int j0) {
+                        BackwardConsumer90<C, Mask, Score> consumer{
+                            p, s, base, group, b, kv_head, Keys90<C>(p, s, j0, group)};
+                        consumer.run();
+                      });
 }
 
 /// The sums of dQ, times scale, as rows. Grid: q_tiles x heads x batch. Block: 256 threads.
 template <class C, class Mask, class Score>
 __device__ void gather_dq(const Params& p) {
   using Out = typename C::Out;
+  using L = SharedBackward90<C>;
   int x = blockIdx.x;
   const int tile = x % p.q_tiles;
   x /= p.q_tiles;
@@ -404,37 +431,40 @@ __device__ void gather_dq(const Params& p) {
   const Sequence s = sequence<C>(p, b);
   if (i0 >= (C::rows == RowKind::dense ? p.max_q_len : s.q_len)) return;
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
-  const float4* from = reinterpret_cast<const float4*>(p.dq_sum) +
-                       (static_cast<long long>(dq_tile<C>(p, s, b, h, tile)) * 2 + group) * 1024 +
-                       thread;
-  const auto columns = [&](auto count, int first) {
-    constexpr int n = decltype(count)::value;
-    float acc[n][4];
+  const float4* from =
+      reinterpret_cast<const float4*>(
+          p.dq_sum + static_cast<long long>(dq_tile<C>(p, s, b, h, tile)) * L::dq_floats +
+          group * (L::dq_floats / 2)) +
+      thread;
+  // A half holds 64 rows of all columns, or all rows of its columns.
+  const int row = i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4;
+  const auto columns = [&](auto first, auto end) {
+    constexpr int n = (decltype(end)::value - decltype(first)::value) / 8;
+    if constexpr (n > 0) {
+      float acc[n][4];
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const float4 v = from[i * 128];
-      acc[i][0] = v.x;
-      acc[i][1] = v.y;
-      acc[i][2] = v.z;
-      acc[i][3] = v.w;
-    }
+      for (int i = 0; i < n; ++i) {
+        const float4 v = from[i * 128];
+        acc[i][0] = v.x;
+        acc[i][1] = v.y;
+        acc[i][2] = v.z;
+        acc[i][3] = v.w;
+      }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i =
-          i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4 + 8 * half;
-      const bool live = i < s.q_len;
-      const bool written = C::rows == RowKind::dense ? i < p.max_q_len : live;
-      Out* to = written ? static_cast<Out*>(p.dq.data) + row_offset<C>(p.dq, s, b, h, i) + first
-                        : nullptr;
-      store_row90<Out>(to, acc, half, p.scale);
+      for (int half = 0; half < 2; ++half) {
+        const int i = row + 8 * half;
+        const bool written = i < (C::rows == RowKind::dense ? p.max_q_len : s.q_len);
+        Out* to =
+            written ? static_cast<Out*>(p.dq.data) + row_offset<C>(p.dq, s, b, h, i) : nullptr;
+        store_row90<Out>(to ? to + decltype(first)::value : nullptr, acc, half, p.scale);
+      }
     }
   };
-  if constexpr (C::m == 128)
-    columns(Constant<C::dqk / 8>{}, 0);
-  else if (group == 0)
-    columns(Constant<8>{}, 0);
+  constexpr int half = C::m == 128 ? C::dqk : L::dq_columns(0);
+  if (C::m == 128 || group == 0)
+    columns(Constant<0>{}, Constant<(C::dqk < half ? C::dqk : half)>{});
   else
-    columns(Constant<C::dqk / 8 - 8>{}, 64);
+    columns(Constant<half>{}, Constant<C::dqk>{});
 }
 
 }  // namespace undivided::cuda

@@ -20,16 +20,26 @@ struct Constant {
 /// Offsets in shared memory; K is at 0. Tiles are slabs of 64 columns; see wgmma.cuh.
 template <class C>
 struct SharedBackward90 {
+  static constexpr bool wide = C::n == 64;  // both warpgroups share all keys
+  static constexpr int key_blocks = C::n / 64;
   static constexpr int q_slabs = (C::dqk + 63) / 64, v_slabs = (C::dv + 63) / 64;
   static constexpr int row_slab = C::m * 128, key_slab = C::n * 128;
   static constexpr int row_slabs = C::m / 64;  // of dS: its columns are queries
   static constexpr int q_bytes = q_slabs * row_slab, dout_bytes = v_slabs * row_slab;
-  static constexpr int ds_bytes = row_slabs * key_slab, dq_bytes = 64 * 64 * 4;
+  static constexpr int ds_bytes = row_slabs * key_slab;
+  static constexpr int p_bytes = wide ? 64 * 64 * 4 : 0;
+  // A tile of dQ in the order of its accumulators, a half a warpgroup.
+  static constexpr int dq_floats = wide ? 64 * 256 : 128 * 64, dq_bytes = wide ? 0 : 64 * 64 * 4;
+  /// Wide: columns of dQ that a warpgroup makes.
+  static __device__ constexpr int dq_columns(int group) {
+    return group == 0 ? (q_slabs + 1) / 2 * 64 : q_slabs / 2 * 64;
+  }
   static constexpr int v_at = q_slabs * key_slab, q_at = v_at + v_slabs * key_slab;
   static constexpr int dout_at = q_at + C::stages * q_bytes;
   static constexpr int ds_at = dout_at + C::stages * dout_bytes;  // two, taken in turn
   static constexpr int dq_at = ds_at + 2 * ds_bytes;              // one a warpgroup
-  static constexpr int lse = dq_at + 2 * dq_bytes;                // in log2, a float a row
+  static constexpr int p_at = dq_at + 2 * dq_bytes;               // wide: P of the tile
+  static constexpr int lse = p_at + p_bytes;                      // in log2, a float a row
   static constexpr int delta = lse + C::stages * C::m * 4;
   static constexpr int keys = delta + C::stages * C::m * 4;  // barriers from here
   static constexpr int tail = keys + 8;
@@ -37,14 +47,17 @@ struct SharedBackward90 {
   static constexpr int dout_full = q_empty + 8 * C::stages;
   static constexpr int dout_empty = dout_full + 8 * C::stages;
   static constexpr int dq_full = dout_empty + 8 * C::stages, dq_empty = dq_full + 16;
-  static constexpr int dq_to = dq_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
+  static constexpr int p_full = dq_full, p_empty = p_full + 8;  // wide: instead
+  static constexpr int ds_full = dq_empty + 16, ds_empty = ds_full + 16;
+  static constexpr int dq_to = ds_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
   // Per stage: head (-1: the end), query tile, and of a plan a class per 64 x 64 block.
   static constexpr int info = dq_to + 8;
-  static constexpr int info_bytes = 8 + (C::mask == MaskKind::plan ? 8 * row_slabs : 0);
+  static constexpr int info_bytes =
+      8 + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
   static constexpr int bytes = info + C::stages * info_bytes;
 };
 
-/// Where a dQ tile has its sums, in tiles of m x 128 or m x 64 columns. Sequences of packed rows
+/// Where a dQ tile has its sums, in tiles. Sequences of packed rows
 /// begin new tiles: floor(first / m) + b leaves room for every tail.
 template <class C>
 __device__ inline int dq_tile(const Params& p, const Sequence& s, int b, int h, int tile) {
@@ -55,15 +68,16 @@ __device__ inline int dq_tile(const Params& p, const Sequence& s, int b, int h, 
     return (b * p.heads + h) * p.q_tiles + tile;
 }
 
-/// The query tiles that 128 keys visit, ascending.
+/// The query tiles that the keys of a CTA visit, ascending.
 template <class C>
 struct QueryTiles {
   static constexpr bool planned = C::mask == MaskKind::plan;
   static constexpr int per = C::m / 64;  // of a plan: blocks of a tile
+  static constexpr int key_blocks = C::n / 64;
 
   int tile = 0, end = 0;
   const PlanRef* plan = nullptr;
-  int run[2], run_end[2];  // of the keys of each warpgroup
+  int run[key_blocks], run_end[key_blocks];
 
   __device__ QueryTiles(const Params& p, const Sequence& s, int b, int h, int j0) {
     const int j1 = minimum(j0 + C::n, s.k_len) - 1;
@@ -78,7 +92,7 @@ struct QueryTiles {
       const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
       last = minimum<long long>(last, e.q_len);
 #pragma unroll
-      for (int g = 0; g < 2; ++g) {
+      for (int g = 0; g < key_blocks; ++g) {
         const int block = j0 / 64 + g;
         const bool live = block < e.k_blocks && block * 64 < s.k_len;
         run[g] = live ? p.plan.run_offsets[e.key_runs + block] : 0;
@@ -110,7 +124,7 @@ struct QueryTiles {
   __device__ void settle() {
     int best = end;
 #pragma unroll
-    for (int g = 0; g < 2; ++g) {
+    for (int g = 0; g < key_blocks; ++g) {
       while (run[g] < run_end[g] && plan->runs[run[g]].end <= tile * per) ++run[g];
       if (run[g] < run_end[g]) best = minimum(best, maximum(tile, plan->runs[run[g]].begin / per));
     }
@@ -265,7 +279,6 @@ struct Pairs90 {
         for (int e = 0; e < 4; ++e)
           if (!kept(c, e)) acc[c][e] = 0.0f;
     }
-    drop();
   }
 
   /// dP^T to dS^T = P * (dP - delta); a masked pair has none, whatever V holds.
@@ -290,9 +303,29 @@ struct Pairs90 {
     }
   }
 
+  /// S^T to P^T and P^T * ds/dscore.
+  __device__ __forceinline__ void weights_and_slopes(float (&acc)[m / 8][4],
+                                                     float (&slope)[m / 8][4]) {
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c) {
+      const float2 top = of_rows(lse, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
+        const int qp = s.q_origin + i, kp = s.k_origin + j;
+        const bool live = i < s.q_len && (!looked || kept(c, e));
+        const float raw = acc[c][e] * p.scale;
+        const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
+        const float by = Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        acc[c][e] = weight;
+        slope[c][e] = live ? weight * by : 0.0f;
+      }
+    }
+  }
+
   /// Both at once, for a score program: its derivative is taken at what P was made of.
   __device__ __forceinline__ void both(float (&acc)[m / 8][4], float (&dp)[m / 8][4]) {
-    drop();
 #pragma unroll
     for (int c = 0; c < m / 8; ++c) {
       const float2 top = of_rows(lse, c), d = of_rows(delta, c);

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// dQ, dK and dV on Hopper for head dims above 128: the sums of one gradient fill a warpgroup.
+//
+// One CTA owns 64 keys of a KV head. Its warpgroups share every pair and halve the columns:
+//   warpgroup 0: S^T = K Q^T; P = e^(s - LSE), passed on; dV += dropped(P)^T dO; dQ, left columns
+//   warpgroup 1: dP^T = V dO^T; dS = P * (dP - delta) * ds/dscore, passed back; dK += dS^T Q; dQ,
+//                right columns
+// Warpgroup 0 runs a tile ahead: it takes dS of the tile before. Both hold the same pairs of S^T
+// and dP^T, so P passes thread to thread. dQ is added to its sums in global memory from registers.
+#pragma once
+
+#include "kernels/backward_sm90.cuh"
+
+namespace undivided::cuda {
+
+template <class C, class Mask, class Score>
+struct WideConsumer90 {
+  using L = SharedBackward90<C>;
+  using T = typename C::Element;
+  static constexpr int m = C::m;
+  const Params& p;
+  const Sequence& s;
+  unsigned base;
+  int b, kv_head;
+  Keys90<C> keys;
+  Ring<C::stages> ring;
+  unsigned step = 0;
+
+  __device__ __forceinline__ void free(unsigned barrier) {
+    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
+  }
+
+  /// This warpgroup's columns of dQ = dS K of step `of`, added to the sums at `tile`.
+  template <int group>
+  __device__ __forceinline__ void start_dq(float (&dq)[L::dq_columns(group) / 8][4], unsigned of) {
+    constexpr int width = L::dq_columns(group);
+    mbarrier_wait(base + L::ds_full + 8 * (of & 1), of >> 1 & 1);
+    const auto x = wgmma_descriptor(base + L::ds_at + L::ds_bytes * (of & 1), 16);
+    const auto y =
+        wgmma_descriptor(base + group * L::dq_columns(0) / 64 * L::key_slab, L::key_slab);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < C::n / 16; ++i) {
+      if (i == 0)
+        Wgmma<T, width>::set_columns(dq, x, y);
+      else
+        Wgmma<T, width>::add_columns(dq, x + i * 2048 / 16, y + i * 2048 / 16);
+    }
+    wgmma_commit();
+  }
+  template <int group>
+  __device__ __forceinline__ void finish_dq(float (&dq)[L::dq_columns(group) / 8][4],
+                                            unsigned of,
+                                            int tile) {
+    wgmma_wait<0>();
+    pin(dq);
+    free(L::ds_empty + 8 * (of & 1));
+    float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats +
+                group * (L::dq_floats / 2) + (threadIdx.x & 127) * 4;
+#pragma unroll
+    for (int i = 0; i < L::dq_columns(group) / 8; ++i) add_quad(to + i * 512, dq[i]);
+  }
+
+  __device__ __forceinline__ Pairs90<C, Mask, Score> pairs(int h, int tile, int at) {
+    return Pairs90<C, Mask, Score>(p,
+                                   s,
+                                   keys,
+                                   b,
+                                   h,
+                                   tile * m,
+                                   base + L::info + L::info_bytes * at + 8,
+                                   base + L::lse + at * m * 4,
+                                   base + L::delta + at * m * 4);
+  }
+
+  __device__ void weigh() {
+    float dv[C::dv / 8][4];
+    clear(dv);
+    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
+    int before = 0;  // the dQ tile of the step before
+#pragma unroll 1
+    for (;; ring.next(), ++step) {
+      const int at = ring.at();
+      mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
+      const unsigned info = base + L::info + L::info_bytes * at;
+      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
+      if (h < 0) break;
+      float acc[m / 8][4];
+      unsigned left[m / 16][4];
+      wgmma_fence();
+      multiply_rows90<C, C::dqk>(acc, base, base + L::q_at + L::q_bytes * at);
+      wgmma_wait<0>();
+      pin(acc);
+      auto pair = pairs(h, tile, at);
+      if constexpr (Score::identity) {
+        pair.weights(acc);
+        pass(acc);
+      } else {
+        float slope[m / 8][4];
+        pair.weights_and_slopes(acc, slope);
+        pass(slope);
+      }
+      free(L::q_empty + 8 * at);
+      pair.drop();
+      pair.fragments(left, acc);
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+      wgmma_fence();
+      add_rows90<C, C::dv>(dv, left, base + L::dout_at + L::dout_bytes * at);
+      if (step > 0) {
+        float dq[L::dq_columns(0) / 8][4];
+        start_dq<0>(dq, step - 1);
+        wgmma_wait<1>();
+        pin(dv);
+        free(L::dout_empty + 8 * at);
+        finish_dq<0>(dq, step - 1, before);
+      } else {
+        wgmma_wait<0>();
+        pin(dv);
+        free(L::dout_empty + 8 * at);
+      }
+      before = dq_tile<C>(p, s, b, h, tile);
+    }
+    if (step > 0) {
+      float dq[L::dq_columns(0) / 8][4];
+      start_dq<0>(dq, step - 1);
+      finish_dq<0>(dq, step - 1, before);
+    }
+    store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
+  }
+
+  /// P, or P * ds/dscore, to the same threads of warpgroup 1.
+  __device__ __forceinline__ void pass(const float (&weight)[m / 8][4]) {
+    mbarrier_wait(base + L::p_empty, (step & 1) ^ 1);
+#pragma unroll
+    for (int i = 0; i < m / 8; ++i)
+      store_shared(base + L::p_at + (i * 128 + (threadIdx.x & 127)) * 16, weight[i]);
+    __syncwarp();
+    free(L::p_full);
+  }
+
+  __device__ void differentiate() {
+    float dk[C::dqk / 8][4];
+    clear(dk);
+    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
+#pragma unroll 1
+    for (;; ring.next(), ++step) {
+      const int at = ring.at();
+      mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
+      const unsigned info = base + L::info + L::info_bytes * at;
+      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
+      if (h < 0) break;
+      float dp[m / 8][4];
+      unsigned ds[m / 16][4];
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+      wgmma_fence();
+      multiply_rows90<C, C::dv>(dp, base + L::v_at, base + L::dout_at + L::dout_bytes * at);
+      wgmma_wait<0>();
+      pin(dp);
+      free(L::dout_empty + 8 * at);
+      auto pair = pairs(h, tile, at);
+      pair.drop();
+      float weight[m / 8][4];
+      mbarrier_wait(base + L::p_full, step & 1);
+#pragma unroll
+      for (int i = 0; i < m / 8; ++i)
+        load_shared(weight[i], base + L::p_at + (i * 128 + (threadIdx.x & 127)) * 16);
+      __syncwarp();
+      free(L::p_empty);
+      pair.gradients(weight, dp);
+      to_fragments<T, m>(ds, dp);
+      mbarrier_wait(base + L::ds_empty + 8 * (step & 1), (step >> 1 & 1) ^ 1);
+      store_ds90<C>(ds, base + L::ds_at + L::ds_bytes * (step & 1), 0);
+      __syncwarp();
+      free(L::ds_full + 8 * (step & 1));
+      wgmma_fence();
+      add_rows90<C, C::dqk>(dk, ds, base + L::q_at + L::q_bytes * at);
+      if constexpr (L::dq_columns(1) > 0) {
+        float dq[L::dq_columns(1) / 8][4];
+        start_dq<1>(dq, step);
+        wgmma_wait<1>();
+        pin(dk);
+        free(L::q_empty + 8 * at);
+        finish_dq<1>(dq, step, dq_tile<C>(p, s, b, h, tile));
+      } else {
+        wgmma_wait<0>();
+        pin(dk);
+        free(L::q_empty + 8 * at);
+        free(L::ds_empty + 8 * (step & 1));
+      }
+    }
+    store_keys90<C>(p, s, p.dk, b, kv_head, keys.mine, dk, p.scale);
+  }
+};
+
+template <class C, class Mask, class Score>
+__device__ __forceinline__ void backward_wide_sm90(const Params& p,
+                                                   const BackwardMaps& maps,
+                                                   const Schedule& schedule) {
+  backward_roles90<C>(p,
+                      maps,
+                      schedule,
+                      [&](const Sequence& s, unsigned base, int group, int b, int kv_head, int j0) {
+                        WideConsumer90<C, Mask, Score> consumer{
+                            p, s, base, b, kv_head, Keys90<C>(p, s, j0, 0)};
+                        if (group == 0)
+                          consumer.weigh();
+                        else
+                          consumer.differentiate();
+                      });
+}
+
+}  // namespace undivided::cuda
