@@ -71,8 +71,6 @@ bool take_sm90(const Spec& s, const DeviceInfo& device, const KernelSpec& k, con
     *why = "compute capability 9.0 is needed";
   else if (s.op == Operation::forward && s.determinism == Determinism::invariant)
     *why = "invariant rows keep one family";
-  else if (s.op == Operation::backward && s.determinism != Determinism::fast)
-    *why = "its sums of dQ do not repeat bit for bit";
   else
     return sm90_serves(k, why);
   return false;
@@ -98,6 +96,7 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
   c.kernels.push_back(base(s, KernelKind::preprocess));
   KernelSpec whole = base(s, KernelKind::backward);
   whole.captured = s.captured && whole.score;
+  whole.ordered = s.determinism != Determinism::fast;
   if (preferred == Family::sm90 && take_sm90(s, device, whole, &c.not_sm90)) {
     c.kernels.push_back(whole);
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
@@ -135,13 +134,13 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     c.partial_lse = take(c.splits * c.rows);
   }
   if (spec.op == Operation::backward) c.delta = take(c.rows);
-  if (c.dq_sum >= 0)
-    c.dq_sum = take(sm90_dq_floats(base(spec, KernelKind::backward),
-                                   spec.rows,
-                                   bounds.batch,
-                                   heads_of(spec, bounds),
-                                   bounds.max_q_len,
-                                   bounds.total_q));
+  if (c.dq_sum >= 0) {
+    const KernelSpec k = base(spec, KernelKind::backward);
+    const std::int64_t tiles =
+        sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
+    c.dq_sum = take(tiles * sm90_dq_floats(k));
+    if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles + 1);
+  }
   if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);
   return c;
 }

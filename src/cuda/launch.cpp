@@ -403,19 +403,25 @@ void launch_backward_sm90(Driver& driver,
                           StreamHandle stream) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
-  const long long floats = sm90_dq_floats(s, s.rows, p.batch, p.heads, p.max_q_len, p.total_q);
+  const long long tiles = sm90_dq_tiles(s, p.batch, p.heads, p.max_q_len, p.total_q);
+  const long long floats = tiles * sm90_dq_floats(s);
   const long long blocks = grid_size(s, p);
   if (floats > 0)
     driver.cuMemsetD32Async(
         reinterpret_cast<DevicePtr>(p.dq_sum), 0, static_cast<std::size_t>(floats), stream);
+  if (s.ordered)
+    driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(p.dq_turns),
+                            0,
+                            static_cast<std::size_t>(2 * tiles + 1),
+                            stream);
   if (blocks <= 0) return;
-  if (blocks > std::numeric_limits<int>::max() || floats / 8192 > std::numeric_limits<int>::max())
+  if (blocks > std::numeric_limits<int>::max() || tiles > std::numeric_limits<int>::max())
     refuse(
         "kernel {} has {} key tiles and {} query tiles; a launch counts 2147483647 of each: "
         "split the batch",
         kernel.info.name,
         blocks,
-        floats / 8192);
+        tiles);
   const bool ragged = s.rows == RowKind::ragged;
   const long long q_tokens = ragged ? p.total_q : p.max_q_len;
   const long long k_tokens = s.kv == KvKind::ragged ? p.total_k : p.max_k_len;
@@ -430,7 +436,7 @@ void launch_backward_sm90(Driver& driver,
   const int pairs = std::max(1, p.kv_heads * p.batch);
   Schedule schedule{static_cast<int>(blocks),
                     std::min(pairs, std::max(1, sm90_section(s, p) / p.group)),
-                    nullptr};
+                    s.ordered ? p.dq_turns + 2 * tiles : nullptr};
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(blocks),

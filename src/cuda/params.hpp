@@ -130,6 +130,7 @@ struct Params {
   ScalarRef dlse;                 // data null: zero
   float* delta;                   // D = rowsum(dO * O) - dLSE, [rows], made by preprocess
   float* dq_sum;                  // sm90: dQ before its rounding, in tiles; zero at launch
+  int* dq_turns;                  // ordered: whose turn it is, two a tile; then the next CTA; zero
   MatrixRef dq, dk, dv;           // data null: not wanted; float32 or 16-bit (Config::out)
   float* dsink;                   // [heads] or null
   ArrayRef d_arrays[max_arrays];  // of the score program; zeroed by the host first

@@ -102,6 +102,7 @@ class CudaPlan final : public Prepared {
     p.partial_lse = floats(choice_.partial_lse);
     p.delta = floats(choice_.delta);
     p.dq_sum = floats(choice_.dq_sum);
+    p.dq_turns = reinterpret_cast<int*>(floats(choice_.dq_turns));
     if (choice_.lse >= 0 && !args.lse) {
       // key_mass reads the LSE, also when the caller does not want it.
       p.lse.data = floats(choice_.lse);
@@ -154,7 +155,7 @@ void CudaPlan::explain() {
                 ? fmt::format("{}x{}", (*main)->spec.tile_m(), (*main)->spec.tile_n())
                 : "rows";
   e.splits = choice_.splits;
-  e.determinism = determinism_of(spec_, choice_.dq_sum >= 0);
+  e.determinism = determinism_of(spec_, choice_.dq_sum >= 0 && choice_.dq_turns < 0);
   e.flops = flops(spec_, bounds_);
   e.bytes = bytes_moved(spec_, bounds_);
   if (d.tensor_flops > 0 && d.bandwidth > 0)

@@ -40,7 +40,10 @@ constexpr const char* kv_names[] = {"dense", "ragged", "paged"};
 const KindName& info(KernelKind kind) { return kinds[static_cast<std::size_t>(kind)]; }
 
 int rounded(int x, int to) { return (x + to - 1) / to * to; }
-int parts(int x, int size) { return (x + size - 1) / size; }
+template <class T>
+T parts(T x, int size) {
+  return (x + size - 1) / size;
+}
 
 bool has_tiles(KernelKind k) {
   return k == KernelKind::forward || k == KernelKind::key_mass || k == KernelKind::backward_q ||
@@ -159,7 +162,7 @@ KernelSpec canonical(KernelSpec s) {
     s.inside_program = none.inside_program;
     s.score = none.score;
     s.kv = none.kv;
-    s.aligned = none.aligned;
+    if (s.kind != KernelKind::preprocess) s.aligned = none.aligned;
     s.dqk = none.dqk;
   }
   if (s.kind != KernelKind::forward) s.packed = s.split = false;
@@ -167,18 +170,16 @@ KernelSpec canonical(KernelSpec s) {
     s.family = Family::sm90;
   else if (s.kind != KernelKind::forward)
     s.family = Family::portable;
-  if (s.kind == KernelKind::gather_dq) {
-    s.mask = none.mask;
-    s.score = none.score;
+  if (s.kind == KernelKind::gather_dq) {  // the rest says how the sums lie
     s.kv = none.kv;
     s.aligned = none.aligned;
-    s.dropout = none.dropout;
     s.dtype = none.dtype;
   }
   if (s.mask != MaskKind::plan) s.inside_program = false;
   if (s.family == Family::sm90) s.arch = 90;
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
+  if (s.kind != KernelKind::backward) s.ordered = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
   if (s.kind == KernelKind::key_mass) s.dv = none.dv;
   if (s.split || s.kind == KernelKind::key_mass || s.kind == KernelKind::preprocess ||
@@ -215,6 +216,7 @@ std::string KernelSpec::name() const {
   if (!aligned) text += ".unaligned";
   if (captured) text += ".captured";
   if (wide_dout) text += ".widedout";
+  if (ordered) text += ".ordered";
   return text;
 }
 
@@ -301,6 +303,8 @@ KernelSpec KernelSpec::parse(std::string_view name) {
       s.captured = true;
     else if (w == "widedout")
       s.wide_dout = true;
+    else if (w == "ordered")
+      s.ordered = true;
     else
       return fail(fmt::format("unknown word '{}'", w));
   }
@@ -380,8 +384,11 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       return batch * p.q_tiles * p.heads * s.chunks();
     case KernelKind::backward_kv:
       return batch * p.k_tiles * p.kv_heads * s.chunks();
+    case KernelKind::preprocess: {
+      const int lanes = s.dv > 128 ? 32 : s.dv > 64 ? 16 : s.dv > 32 ? 8 : s.dv > 16 ? 4 : 2;
+      return warps(parts(rows_of(s.rows, p), 32 / lanes));
+    }
     case KernelKind::combine:
-    case KernelKind::preprocess:
     case KernelKind::merge:
       return warps(rows_of(s.rows, p));
     case KernelKind::sink_gradient:

@@ -51,6 +51,7 @@ struct KernelSpec {
   bool aligned = true;     // every base and stride a multiple of 16 bytes: cp.async
   bool captured = false;   // backward_q: gradients of captured arrays and parameters
   bool wide_dout = false;  // backward: dO is float32 (rounded to dtype for the products)
+  bool ordered = false;    // backward of family sm90: dQ is added in a fixed order
 
   friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 

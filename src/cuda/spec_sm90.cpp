@@ -127,6 +127,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.kv == KvKind::ragged ? "ragged" : "dense");
   text += fmt::format("  static constexpr bool inside_program = {};\n", s.inside_program);
   text += fmt::format("  static constexpr bool dropout = {};\n", s.dropout);
+  text += fmt::format("  static constexpr bool ordered = {};\n", s.ordered);
   text += "  static constexpr bool pingpong = false;\n};\n\n";
   const auto widths = gather     ? std::set<int>{}
                       : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}

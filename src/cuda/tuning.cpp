@@ -10,14 +10,20 @@ namespace {
 
 int slabs(int d) { return (d + 63) / 64; }
 
-bool wide(const KernelSpec& k) { return std::max(k.dqk, k.dv) > 128; }
-// Of the sums of dQ: a tile of 128 x 64, 64 x 128 or 64 x 256.
-int dq_tile_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
+// A program, a plan or dropout needs registers of its own.
+bool heavy(const KernelSpec& k) {
+  return k.score || k.dropout || k.mask == MaskKind::program || k.mask == MaskKind::plan;
+}
+// Do the warpgroups of the backward share 64 keys? See kernels/backward_wide_sm90.cuh.
+bool wide(const KernelSpec& k) {
+  const int d = std::max(k.dqk, k.dv);
+  return d > 128 || (heavy(k) && (d <= 64 || !k.score || k.mask == MaskKind::plan));
+}
 
 Sm90Tile backward_tile(const KernelSpec& k) {
   Sm90Tile t;
   // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
-  t.queries = std::max(k.dqk, k.dv) <= 64 ? 128 : 64;
+  t.queries = std::max(k.dqk, k.dv) <= 64 && !wide(k) ? 128 : 64;
   if (wide(k)) t.keys = 64;
   if (wide(k) || t.queries == 128) {
     t.producer_registers = 24;
@@ -36,10 +42,10 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
   const int columns = slabs(k.dqk) + slabs(k.dv), blocks = t.queries / 64;
   const int tiles = (t.keys + t.stages * t.queries) * columns * 128;
   const int ds = 2 * blocks * t.keys * 128;
-  const int passed = wide(k) ? 64 * 64 * 4 : dq_tile_floats(k) * 4;  // P, or dQ
+  const int passed = wide(k) ? 64 * 64 * 4 : 128 * 64 * 4;  // P, or dQ
   const int rows = 2 * t.stages * t.queries * 4;
-  const int barriers = 8 * (2 + 4 * t.stages) + 64 + 8;
-  const int info = 8 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
+  const int barriers = 8 * (2 + 4 * t.stages) + 64 + 16;
+  const int info = 12 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
   return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + barriers + t.stages * info);
 }
 
@@ -118,17 +124,14 @@ std::size_t sm90_shared_memory(const KernelSpec& k) {
   return static_cast<std::size_t>(1024 + q + kv + barriers + t.stages * info);
 }
 
-long long sm90_dq_floats(const KernelSpec& k,
-                         RowKind rows,
-                         long long batch,
-                         long long heads,
-                         long long max_q_len,
-                         long long total_q) {
+long long sm90_dq_tiles(
+    const KernelSpec& k, long long batch, long long heads, long long max_q_len, long long total_q) {
   const int m = backward_tile(k).queries;
-  const long long tiles = rows == RowKind::ragged ? heads * (total_q / m + batch + 1)
-                                                  : batch * heads * ((max_q_len + m - 1) / m);
-  return tiles * dq_tile_floats(k);
+  return k.rows == RowKind::ragged ? heads * (total_q / m + batch + 1)
+                                   : batch * heads * ((max_q_len + m - 1) / m);
 }
+
+int sm90_dq_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
 
 int sm90_section(const KernelSpec& k, const Params& p) {
   const int pairs = std::max(1, p.heads * p.batch);

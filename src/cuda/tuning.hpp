@@ -23,13 +23,13 @@ Sm90Tile sm90_tile(const KernelSpec& spec);
 /// Can the sm90 family run this kernel, whatever the bounds? `why` says what it lacks.
 bool sm90_serves(const KernelSpec& spec, const char** why);
 
-/// Floats of the sums of dQ: what gather_dq reads.
-long long sm90_dq_floats(const KernelSpec& spec,
-                         RowKind rows,
-                         long long batch,
-                         long long heads,
-                         long long max_q_len,
-                         long long total_q);
+/// Tiles of the sums of dQ that gather_dq reads, and floats of each.
+long long sm90_dq_tiles(const KernelSpec& spec,
+                        long long batch,
+                        long long heads,
+                        long long max_q_len,
+                        long long total_q);
+int sm90_dq_floats(const KernelSpec& spec);
 
 std::size_t sm90_shared_memory(const KernelSpec& spec);
 std::string compose_sm90(const KernelSpec& spec, std::string_view mask, std::string_view score);

@@ -54,6 +54,21 @@ __device__ inline void add_quad(float* to, const float (&x)[4]) {
                "f"(x[3])
                : "memory");
 }
+/// Waits until *at is `turn`; what its passers wrote before is seen after. PTX: ld.acquire.gpu
+__device__ inline void wait_for_turn(const int* at, int turn) {
+  int now;
+  do {
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];"
+                 : "=r"(now)
+                 : "l"(__cvta_generic_to_global(at))
+                 : "memory");
+  } while (now != turn);
+}
+/// PTX: red.release.gpu.global.add
+__device__ inline void pass_turn(int* at) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(__cvta_generic_to_global(at))
+               : "memory");
+}
 /// PTX: ld.shared.v2
 __device__ inline float2 load_shared_pair(unsigned from) {
   float2 x;

@@ -36,6 +36,9 @@ template <int pending>
 __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
+/// Hides where a number came from: descriptors made of it are made anew in each turn of a loop, and
+/// do not take registers all through it.
+__device__ __forceinline__ void opaque(unsigned& x) { asm volatile("" : "+r"(x)); }
 /// Keeps the compiler from moving reads and writes of accumulators over this point.
 template <int n>
 __device__ __forceinline__ void pin(float (&c)[n][4]) {

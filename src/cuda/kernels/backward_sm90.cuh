@@ -25,6 +25,7 @@ struct BackwardProducer90 {
   const Sequence& s;
   unsigned base;
   bool lead;
+  int j0;
   Ring<C::stages> ring;
   unsigned tail_parity = 0;
 
@@ -56,7 +57,7 @@ struct BackwardProducer90 {
     if (lead) mbarrier_arrive(full);
   }
 
-  __device__ void keys(int b, int kv_head, int j0) {
+  __device__ void keys(int b, int kv_head) {
     const int token = static_cast<int>(s.k_first) + j0, batch = C::kv == KvKind::ragged ? 0 : b;
     const int clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len - j0 : C::n;
     load<L::q_slabs, C::n>(base, maps.k, base + L::keys, token, kv_head, batch, clean);
@@ -82,6 +83,8 @@ struct BackwardProducer90 {
     if (lead) {
       store_shared_word(info, h);
       store_shared_word(info + 4, tiles.tile);
+      if constexpr (C::ordered)
+        store_shared_word(info + 8, visitors_before<C>(p, s, b, h, tiles.tile, j0));
     }
     if constexpr (C::mask == MaskKind::plan) {
       if (lead)
@@ -89,7 +92,7 @@ struct BackwardProducer90 {
         for (int g = 0; g < L::key_blocks; ++g)
 #pragma unroll
           for (int i = 0; i < L::row_slabs; ++i)
-            store_shared_word(info + 8 + 4 * (g * L::row_slabs + i), tiles.block_class(g, i));
+            store_shared_word(info + 12 + 4 * (g * L::row_slabs + i), tiles.block_class(g, i));
     }
     __syncwarp();
     load<L::q_slabs, C::m>(base + L::q_at + L::q_bytes * at,
@@ -123,6 +126,12 @@ struct BackwardProducer90 {
 template <class C>
 __device__ inline void add_dq(const Params& p, unsigned base) {
   using L = SharedBackward90<C>;
+  const auto add = [&](int g, int tile) {
+    bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * (L::dq_floats / 2),
+             base + L::dq_at + L::dq_bytes * g,
+             L::dq_bytes);
+    bulk_commit();
+  };
   for (unsigned parity = 0;; parity ^= 1) {
     for (int g = 0; g < 2; ++g) {
       mbarrier_wait(base + L::dq_full + 8 * g, parity);
@@ -131,12 +140,17 @@ __device__ inline void add_dq(const Params& p, unsigned base) {
         bulk_wait<0>();
         return;
       }
-      bulk_add(p.dq_sum + (static_cast<long long>(tile) * 2 + g) * (L::dq_bytes / 4),
-               base + L::dq_at + L::dq_bytes * g,
-               L::dq_bytes);
-      bulk_commit();
-      bulk_wait_read<0>();
-      mbarrier_arrive(base + L::dq_empty + 8 * g);
+      if (C::ordered && g == 0)
+        wait_for_turn(p.dq_turns + 2 * tile, load_shared_word(base + L::dq_turn));
+      add(g, tile);
+      if constexpr (!C::ordered) {
+        bulk_wait_read<0>();
+        mbarrier_arrive(base + L::dq_empty + 8 * g);
+      } else if (g == 1) {
+        bulk_wait<0>();
+        pass_turn(p.dq_turns + 2 * tile);
+        for (int i = 0; i < 2; ++i) mbarrier_arrive(base + L::dq_empty + 8 * i);
+      }
     }
   }
 }
@@ -250,13 +264,16 @@ struct BackwardConsumer90 {
   }
 
   /// Leaves a dQ tile to the warp that adds it.
-  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], int tile) {
+  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], int tile, int turn) {
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     const int thread = threadIdx.x & 127;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16, dq[i]);
-    if (thread == 0) store_shared_word(base + L::dq_to + 4 * group, tile);
+    if (thread == 0) {
+      store_shared_word(base + L::dq_to + 4 * group, tile);
+      if (C::ordered && group == 0) store_shared_word(base + L::dq_turn, turn);
+    }
     async_proxy_fence();
     __syncwarp();
     free(L::dq_full + 8 * group);
@@ -270,6 +287,7 @@ struct BackwardConsumer90 {
     if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
 #pragma unroll 1
     for (;;) {
+      if constexpr (m == 128) opaque(base);
       const int at = ring.at();
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
       const unsigned info = base + L::info + L::info_bytes * at;
@@ -289,7 +307,7 @@ struct BackwardConsumer90 {
                                     b,
                                     h,
                                     tile * m,
-                                    info + 8 + 4 * L::row_slabs * group,
+                                    info + 12 + 4 * L::row_slabs * group,
                                     base + L::lse + at * m * 4,
                                     base + L::delta + at * m * 4);
       unsigned left[m / 16][4], ds[m / 16][4];
@@ -331,7 +349,7 @@ struct BackwardConsumer90 {
       pin(dv);
       pin(dq);
       free(L::dout_empty + 8 * at);
-      leave_dq(dq, dq_tile<C>(p, s, b, h, tile));
+      leave_dq(dq, dq_tile<C>(p, s, b, h, tile), load_shared_word(info + 8));
       wgmma_wait<0>();
       pin(dk);
       free(L::q_empty + 8 * at);
@@ -356,8 +374,14 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned base = (shared_address(shared) + 1023) & ~1023u;
   const int group = warpgroup_index();
-  const int tall = schedule.section * p.k_tiles, first = blockIdx.x / tall * schedule.section;
-  const int rest = blockIdx.x % tall;
+  int at = blockIdx.x;
+  if constexpr (C::ordered) {  // who waits for another has come after it
+    if (threadIdx.x == 0) store_shared_word(base + L::ticket, atomicAdd(schedule.counter, 1));
+    __syncthreads();
+    at = load_shared_word(base + L::ticket);
+  }
+  const int tall = schedule.section * p.k_tiles, first = at / tall * schedule.section;
+  const int rest = at % tall;
   const int width = minimum(schedule.section, p.kv_heads * p.batch - first);
   const int pair = first + rest % width, kv_head = pair % p.kv_heads, b = pair / p.kv_heads;
   const int j0 = rest / width * C::n;
@@ -388,9 +412,9 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
     const int warp = threadIdx.x / 32 - 8;
     const bool lead = (threadIdx.x & 31) == 0;
     if (warp == 0) {
-      BackwardProducer90<C> producer{p, maps, s, base, lead, {}};
+      BackwardProducer90<C> producer{p, maps, s, base, lead, j0, {}};
       if (j0 < s.k_len) {
-        producer.keys(b, kv_head, j0);
+        producer.keys(b, kv_head);
         for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h)
           for (QueryTiles<C> tiles(p, s, b, h, j0); tiles.valid(); tiles.next())
             producer.rows(b, h, tiles);

@@ -51,14 +51,25 @@ struct WideConsumer90 {
   template <int group>
   __device__ __forceinline__ void finish_dq(float (&dq)[L::dq_columns(group) / 8][4],
                                             unsigned of,
-                                            int tile) {
+                                            int tile,
+                                            int turn) {
     wgmma_wait<0>();
     pin(dq);
     free(L::ds_empty + 8 * (of & 1));
+    int* const turns = p.dq_turns + 2 * tile + group;
+    if constexpr (C::ordered) {
+      if ((threadIdx.x & 127) == 0) wait_for_turn(turns, turn);
+      named_barrier_sync(1 + group, 128);
+    }
     float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats +
                 group * (L::dq_floats / 2) + (threadIdx.x & 127) * 4;
 #pragma unroll
     for (int i = 0; i < L::dq_columns(group) / 8; ++i) add_quad(to + i * 512, dq[i]);
+    if constexpr (C::ordered) {
+      __threadfence();
+      named_barrier_sync(1 + group, 128);
+      if ((threadIdx.x & 127) == 0) pass_turn(turns);
+    }
   }
 
   __device__ __forceinline__ Pairs90<C, Mask, Score> pairs(int h, int tile, int at) {
@@ -68,7 +79,7 @@ struct WideConsumer90 {
                                    b,
                                    h,
                                    tile * m,
-                                   base + L::info + L::info_bytes * at + 8,
+                                   base + L::info + L::info_bytes * at + 12,
                                    base + L::lse + at * m * 4,
                                    base + L::delta + at * m * 4);
   }
@@ -77,13 +88,14 @@ struct WideConsumer90 {
     float dv[C::dv / 8][4];
     clear(dv);
     if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
-    int before = 0;  // the dQ tile of the step before
+    int before = 0, turn = 0;  // the dQ tile of the step before, and its place in the order
 #pragma unroll 1
     for (;; ring.next(), ++step) {
       const int at = ring.at();
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
       const unsigned info = base + L::info + L::info_bytes * at;
       const int h = load_shared_word(info), tile = load_shared_word(info + 4);
+      const int my_turn = C::ordered ? load_shared_word(info + 8) : 0;
       if (h < 0) break;
       float acc[m / 8][4];
       unsigned left[m / 16][4];
@@ -112,18 +124,19 @@ struct WideConsumer90 {
         wgmma_wait<1>();
         pin(dv);
         free(L::dout_empty + 8 * at);
-        finish_dq<0>(dq, step - 1, before);
+        finish_dq<0>(dq, step - 1, before, turn);
       } else {
         wgmma_wait<0>();
         pin(dv);
         free(L::dout_empty + 8 * at);
       }
       before = dq_tile<C>(p, s, b, h, tile);
+      turn = my_turn;
     }
     if (step > 0) {
       float dq[L::dq_columns(0) / 8][4];
       start_dq<0>(dq, step - 1);
-      finish_dq<0>(dq, step - 1, before);
+      finish_dq<0>(dq, step - 1, before, turn);
     }
     store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
   }
@@ -148,6 +161,7 @@ struct WideConsumer90 {
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
       const unsigned info = base + L::info + L::info_bytes * at;
       const int h = load_shared_word(info), tile = load_shared_word(info + 4);
+      const int turn = C::ordered ? load_shared_word(info + 8) : 0;
       if (h < 0) break;
       float dp[m / 8][4];
       unsigned ds[m / 16][4];
@@ -180,7 +194,7 @@ struct WideConsumer90 {
         wgmma_wait<1>();
         pin(dk);
         free(L::q_empty + 8 * at);
-        finish_dq<1>(dq, step, dq_tile<C>(p, s, b, h, tile));
+        finish_dq<1>(dq, step, dq_tile<C>(p, s, b, h, tile), turn);
       } else {
         wgmma_wait<0>();
         pin(dk);

@@ -50,10 +50,13 @@ struct SharedBackward90 {
   static constexpr int p_full = dq_full, p_empty = p_full + 8;  // wide: instead
   static constexpr int ds_full = dq_empty + 16, ds_empty = ds_full + 16;
   static constexpr int dq_to = ds_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
-  // Per stage: head (-1: the end), query tile, and of a plan a class per 64 x 64 block.
-  static constexpr int info = dq_to + 8;
+  static constexpr int dq_turn = dq_to + 8;    // ordered: and its place in the order
+  static constexpr int ticket = dq_turn + 4;   // ordered: which CTA this is
+  // Per stage: head (-1: the end), query tile, its place in the order of sums, and of a plan a
+  // class per 64 x 64 block.
+  static constexpr int info = ticket + 4;
   static constexpr int info_bytes =
-      8 + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
+      12 + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
   static constexpr int bytes = info + C::stages * info_bytes;
 };
 
@@ -68,69 +71,106 @@ __device__ inline int dq_tile(const Params& p, const Sequence& s, int b, int h, 
     return (b * p.heads + h) * p.q_tiles + tile;
 }
 
-/// The query tiles that the keys of a CTA visit, ascending.
+/// The query tiles that the keys of a CTA visit: ascending; descending when dQ is added in a fixed
+/// order, which is that of keys: then CTAs follow each other through the tiles, under a causal mask
+/// too, and none waits for one that starts later.
 template <class C>
 struct QueryTiles {
-  static constexpr bool planned = C::mask == MaskKind::plan;
+  static constexpr bool planned = C::mask == MaskKind::plan, down = C::ordered;
   static constexpr int per = C::m / 64;  // of a plan: blocks of a tile
   static constexpr int key_blocks = C::n / 64;
 
-  int tile = 0, end = 0;
+  int tile = down ? -1 : 0, first = 0, end = 0;
   const PlanRef* plan = nullptr;
-  int run[key_blocks], run_end[key_blocks];
+  int run[key_blocks], run_begin[key_blocks], run_end[key_blocks];
 
   __device__ QueryTiles(const Params& p, const Sequence& s, int b, int h, int j0) {
     const int j1 = minimum(j0 + C::n, s.k_len) - 1;
-    long long first = 0, last = s.q_len;
+    long long low = 0, high = s.q_len;
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
-      first = maximum<long long>(first, band.first_query(j0));
-      last = minimum<long long>(last, band.last_query(j1) + 1);
+      low = maximum<long long>(low, band.first_query(j0));
+      high = minimum<long long>(high, band.last_query(j1) + 1);
     }
     if constexpr (planned) {
       plan = &p.plan;
       const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
-      last = minimum<long long>(last, e.q_len);
+      high = minimum<long long>(high, e.q_len);
 #pragma unroll
       for (int g = 0; g < key_blocks; ++g) {
         const int block = j0 / 64 + g;
         const bool live = block < e.k_blocks && block * 64 < s.k_len;
-        run[g] = live ? p.plan.run_offsets[e.key_runs + block] : 0;
+        run_begin[g] = live ? p.plan.run_offsets[e.key_runs + block] : 0;
         run_end[g] = live ? p.plan.run_offsets[e.key_runs + block + 1] : 0;
+        run[g] = down ? run_end[g] - 1 : run_begin[g];
       }
     }
-    if (first >= last) return;
-    tile = static_cast<int>(first / C::m);
-    end = static_cast<int>((last + C::m - 1) / C::m);
+    if (low >= high) return;
+    first = static_cast<int>(low / C::m);
+    end = static_cast<int>((high + C::m - 1) / C::m);
+    tile = down ? end - 1 : first;
     if constexpr (planned) settle();
   }
-  __device__ bool valid() const { return tile < end; }
+  // One bound each: asked for both, NVRTC 13.0 drops the loop after its first turn.
+  __device__ bool valid() const { return down ? tile >= first : tile < end; }
   __device__ void next() {
-    ++tile;
+    tile += down ? -1 : 1;
     if constexpr (planned) settle();
   }
   /// Class of one 64 x 64 block of the tile at hand, as in KeyTiles.
   __device__ int block_class(int g, int i) {
     const int block = tile * per + i;
     int r = run[g];
-    while (r < run_end[g] && plan->runs[r].end <= block) ++r;
-    if (r == run_end[g]) return KeyTiles<C>::empty_block;
+    if constexpr (down)
+      while (r >= run_begin[g] && plan->runs[r].begin > block) --r;
+    else
+      while (r < run_end[g] && plan->runs[r].end <= block) ++r;
+    if (r < run_begin[g] || r >= run_end[g]) return KeyTiles<C>::empty_block;
     const PlanRun x = plan->runs[r];
-    if (block < x.begin) return KeyTiles<C>::empty_block;
+    if (block < x.begin || block >= x.end) return KeyTiles<C>::empty_block;
     return inside_block<C>(*plan, x, block);
   }
 
  private:
   __device__ void settle() {
-    int best = end;
+    int best = down ? -1 : end;
 #pragma unroll
     for (int g = 0; g < key_blocks; ++g) {
-      while (run[g] < run_end[g] && plan->runs[run[g]].end <= tile * per) ++run[g];
-      if (run[g] < run_end[g]) best = minimum(best, maximum(tile, plan->runs[run[g]].begin / per));
+      if constexpr (down) {
+        while (run[g] >= run_begin[g] && plan->runs[run[g]].begin > tile * per + per - 1) --run[g];
+        if (run[g] >= run_begin[g])
+          best = maximum(best, minimum(tile, (plan->runs[run[g]].end - 1) / per));
+      } else {
+        while (run[g] < run_end[g] && plan->runs[run[g]].end <= tile * per) ++run[g];
+        if (run[g] < run_end[g])
+          best = minimum(best, maximum(tile, plan->runs[run[g]].begin / per));
+      }
     }
     tile = best;
   }
 };
+
+/// How many key tiles before that of key j0 visit a query tile. Plans come with tiles of 64 x 64.
+template <class C>
+__device__ inline int visitors_before(
+    const Params& p, const Sequence& s, int b, int h, int tile, int j0) {
+  const int mine = j0 / C::n;
+  if constexpr (C::mask == MaskKind::band) {
+    const long long key = maximum<long long>(0, Band(p, s).first_key(tile * C::m));
+    return mine - static_cast<int>(key / C::n);
+  }
+  if constexpr (C::mask == MaskKind::plan) {
+    static_assert(!C::ordered || (C::m == 64 && C::n == 64));
+    const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
+    int count = 0;
+    for (int r = p.plan.run_offsets[e.query_runs + tile];
+         r < p.plan.run_offsets[e.query_runs + tile + 1];
+         ++r)
+      count += maximum(0, minimum(p.plan.runs[r].end, mine) - p.plan.runs[r].begin);
+    return count;
+  }
+  return mine;
+}
 
 /// The keys of a warpgroup as one of its threads sees them.
 template <class C>

@@ -2,7 +2,8 @@
 // What a backward needs once a row: delta = rowsum(dO * O) - dLSE (Dao 2023, section 3.3), and what
 // a sink gets: dsink = sum over rows of e^(sink - LSE) * -delta, in fixed order.
 //
-// preprocess: a warp a row, 4 rows a block. sink_gradient: a block of 256 threads a head.
+// preprocess: some lanes of a warp a row, each 8 columns at a time; 4 warps a block. sink_gradient:
+// a block of 256 threads a head.
 #pragma once
 
 #include "kernels/combine.cuh"
@@ -15,6 +16,33 @@ __device__ inline float load_any(const void* data, int type, long long at) {
   return to_float(static_cast<const BFloat16*>(data)[at]);
 }
 
+/// Lanes of a row: 8 columns each while they last; grid_size() in spec.cpp says the same.
+constexpr int row_lanes(int d) { return d > 128 ? 32 : d > 64 ? 16 : d > 32 ? 8 : d > 16 ? 4 : 2; }
+
+/// Elements at .. at + 7.
+template <bool aligned>
+__device__ inline void load_eight(float (&x)[8], const void* data, int type, long long at) {
+  if constexpr (aligned) {
+    if (type == element_f32) {
+      const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(data) + at);
+      const float4 a = from[0], b = from[1];
+      x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+      x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    } else {
+      const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const Half*>(data) + at);
+      const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const auto bits = static_cast<unsigned short>(words[i / 2] >> i % 2 * 16);
+        x[i] = type == element_f16 ? to_float(Half{bits}) : to_float(BFloat16{bits});
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = load_any(data, type, at + i);
+  }
+}
+
 /// Is this row inside its sequence?
 template <class C>
 __device__ bool inside(const Params& p, const FlatRow& row) {
@@ -24,19 +52,26 @@ __device__ bool inside(const Params& p, const FlatRow& row) {
 
 template <class C, class Mask, class Score>
 __device__ void preprocess(const Params& p) {
-  const long long index = warp_row();
+  constexpr int lanes = row_lanes(C::dv);
+  const int lane = threadIdx.x % lanes;
+  const long long index = warp_row() * (32 / lanes) + (threadIdx.x & 31) / lanes;
   const FlatRow row = flat_row<C>(p, index);
-  if (!row.live) return;
   float sum = 0.0f;
-  const int lane = threadIdx.x & 31;
-  if (inside<C>(p, row)) {
+  const bool live = row.live && inside<C>(p, row);
+  if (live) {
     const long long o = flat_offset<C>(p.o, row), dout = flat_offset<C>(p.dout, row);
-    for (int x = lane; x < C::dv; x += 32)
-      sum += load_any(p.o.data, p.o_type, o + x) * load_any(p.dout.data, p.dout_type, dout + x);
-    sum = warp_sum(sum);
-    if (p.dlse.data) sum -= p.dlse.data[flat_offset<C>(p.dlse, row)];
+    for (int x = lane * 8; x < C::dv; x += lanes * 8) {
+      float a[8], b[8];
+      load_eight<C::aligned>(a, p.o.data, p.o_type, o + x);
+      load_eight<C::aligned>(b, p.dout.data, p.dout_type, dout + x);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
+    }
   }
-  if (lane == 0) p.delta[index] = sum;
+#pragma unroll
+  for (int i = lanes / 2; i > 0; i /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+  if (live && p.dlse.data) sum -= p.dlse.data[flat_offset<C>(p.dlse, row)];
+  if (row.live && lane == 0) p.delta[index] = sum;
 }
 
 template <class C, class Mask, class Score>
