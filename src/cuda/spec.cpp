@@ -172,6 +172,7 @@ KernelSpec canonical(KernelSpec s) {
     s.family = Family::portable;
   if (s.kind == KernelKind::gather_dq) {  // the rest says how the sums lie
     s.kv = none.kv;
+    s.inside_program = none.inside_program;
     s.aligned = none.aligned;
     s.dtype = none.dtype;
   }
