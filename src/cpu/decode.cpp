@@ -26,7 +26,7 @@ std::int64_t Decode::o_stride() const { return padded_columns(run_.setup); }
 
 void Decode::begin(
     const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high) {
-  count_ = run_.setup.decode && count <= run_.kernels.width / 2 ? count : 0;
+  count_ = run_.setup.decode && count <= run_.setup.decode_most ? count : 0;
   if (!used()) return;
   sequence_ = s;
   b_ = b;
@@ -37,7 +37,7 @@ void Decode::begin(
   ahead_.spent = 512;
   ahead_.k_bytes = run_.spec.dqk * static_cast<std::int64_t>(size_of(run_.spec.dtype));
   ahead_.v_bytes = run_.spec.dv * static_cast<std::int64_t>(size_of(run_.spec.dtype));
-  std::fill_n(memory_.o, count_ * o_stride(), 0.0f);
+  std::fill_n(memory_.o, decode_rows * o_stride(), 0.0f);
 }
 
 /// The rows of K of a tile, then those of V: the order of their use.
@@ -68,32 +68,35 @@ void Decode::visit(std::int64_t j0) {
 }
 
 void Decode::scores(int first, int rows, const float* q_t, float* s) {
-  run_.kernels.decode.scores(memory_.rows[0] + first,
-                             run_.spec.dtype,
-                             rows,
-                             run_.spec.dqk,
-                             q_t,
-                             count_,
-                             memory_.kt,
-                             s,
-                             ahead_);
+  run_.setup.decode->scores(memory_.rows[0],
+                            run_.spec.dtype,
+                            first,
+                            rows,
+                            run_.spec.dqk,
+                            q_t,
+                            count_,
+                            run_.score_scale,
+                            memory_.kt,
+                            s,
+                            ahead_);
 }
 
 void Decode::outputs(int first, int rows, const float* p, const float* alpha) {
-  run_.kernels.decode.outputs(memory_.rows[0] + rows_ + first,
-                              run_.spec.dtype,
-                              rows,
-                              run_.spec.dv,
-                              p,
-                              alpha,
-                              count_,
-                              memory_.o,
-                              o_stride(),
-                              ahead_);
+  run_.setup.decode->outputs(memory_.rows[0] + rows_,
+                             run_.spec.dtype,
+                             first,
+                             rows,
+                             run_.spec.dv,
+                             p,
+                             alpha,
+                             count_,
+                             memory_.o,
+                             o_stride(),
+                             ahead_);
 }
 
 void Decode::finish(float* o_t) const {
-  run_.kernels.decode.lanes(memory_.o, o_stride(), run_.spec.dtype, run_.spec.dv, count_, o_t);
+  run_.setup.decode->lanes(memory_.o, o_stride(), run_.spec.dtype, run_.spec.dv, count_, o_t);
 }
 
 }  // namespace undivided::cpu

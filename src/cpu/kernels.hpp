@@ -117,10 +117,55 @@ using AccumulateKeys = void(const Outer* parts,
                             float* to,
                             std::int64_t to_stride);
 
+/// Rows of the K and V of the next tile: a line of 64 bytes is asked for whenever work of some
+/// weight is done, so that the requests are spread over the tile.
+struct Ahead {
+  static constexpr int whole = 1 << 12;
+  const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
+  std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
+  int pace = 0;                                   // lines, times `whole`, for a weight of 1
+  int due = 0;                                    // lines, times `whole`
+  int spent = 0;                                  // weight of the work done
+};
+
+/// The products of a tile of up to decode_rows queries. K and V are rows of any dtype where the
+/// caller has them. Bits are those of Products::f32.
+struct DecodeProducts {
+  /// s[row][lane] as Products, rows rounded up to the width. `kt` is [decode_columns][key_block].
+  void (*scores)(const std::byte* const* k,
+                 DType dtype,
+                 int first,
+                 int rows,
+                 int columns,
+                 const float* q_t,
+                 int count,
+                 float scale,
+                 float* kt,
+                 float* s,
+                 Ahead& ahead);
+  /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
+  /// p[row][query]). Columns are in an order of their own, `o_stride` is a multiple of two widths.
+  void (*outputs)(const std::byte* const* v,
+                  DType dtype,
+                  int first,
+                  int rows,
+                  int columns,
+                  const float* p,
+                  const float* alpha,
+                  int count,
+                  float* o,
+                  std::int64_t o_stride,
+                  Ahead& ahead);
+  /// That o to [columns][lanes].
+  void (*lanes)(
+      const float* o, std::int64_t o_stride, DType dtype, int columns, int count, float* o_t);
+};
+
 /// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
 /// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
 struct Dots {
   Products bf16;
+  const DecodeProducts* decode;  // of up to `width` queries; null for none
   /// What a thread owes the products before the first and after the last; null for nothing.
   void (*open)();
   void (*close)();
@@ -194,47 +239,6 @@ struct Quantised {
                  const float* q_offset,
                  float* s,
                  int vectors);
-};
-
-/// Rows of the K and V of the next tile: a line of 64 bytes is asked for whenever work of some
-/// weight is done, so that the requests are spread over the tile.
-struct Ahead {
-  static constexpr int whole = 1 << 12;
-  const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
-  std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
-  int pace = 0;                                   // lines, times `whole`, for a weight of 1
-  int due = 0;                                    // lines, times `whole`
-  int spent = 0;                                  // weight of the work done
-};
-
-/// The products of a tile of up to decode_rows queries. K and V are rows of any dtype where the
-/// caller has them. Bits are those of Products::f32.
-struct DecodeProducts {
-  /// s[row][lane] as Products, rows rounded up to the width. `kt` is [decode_columns][key_block].
-  void (*scores)(const std::byte* const* k,
-                 DType dtype,
-                 int rows,
-                 int columns,
-                 const float* q_t,
-                 int count,
-                 float* kt,
-                 float* s,
-                 Ahead& ahead);
-  /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
-  /// p[row][query]). Columns are in an order of their own, `o_stride` is a multiple of two widths.
-  void (*outputs)(const std::byte* const* v,
-                  DType dtype,
-                  int rows,
-                  int columns,
-                  const float* p,
-                  const float* alpha,
-                  int count,
-                  float* o,
-                  std::int64_t o_stride,
-                  Ahead& ahead);
-  /// That o to [columns][lanes].
-  void (*lanes)(
-      const float* o, std::int64_t o_stride, DType dtype, int columns, int count, float* o_t);
 };
 
 struct Kernels {

@@ -87,7 +87,8 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
       : precision.follow ? bf16 && pays
                          : bf16 && precision.qk == DType::bf16)
     dots = matrix ? matrix : kernels->dots;
-  decode = spec.op == Operation::forward && !dots && !quantised;
+  if (spec.op == Operation::forward && !quantised) decode = dots ? dots->decode : &kernels->decode;
+  decode_most = dots ? kernels->width : kernels->width / 2;
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);

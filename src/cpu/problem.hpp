@@ -20,7 +20,8 @@ struct Setup {
   bool quantised = false;      // but those of Q and K of int8
   bool bf16_values = false;    // and P and V are rounded to bf16, whatever multiplies them
   bool packed = false;         // lanes hold (token, head of the group) pairs
-  bool decode = false;         // tiles of few rows take the decode kernels
+  const DecodeProducts* decode = nullptr;  // of tiles of at most decode_most rows
+  int decode_most = 0;
   int tile = query_tile;
   int workers = 1;
 

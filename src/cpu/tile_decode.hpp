@@ -284,21 +284,24 @@ static void decode_outputs_of(const std::byte* const* v,
 
 static void decode_scores(const std::byte* const* k,
                           DType dtype,
+                          int first,
                           int rows,
                           int columns,
                           const float* q_t,
                           int count,
+                          float,  // Q carries it
                           float* kt,
                           float* s,
                           Ahead& ahead) {
   const auto as = dtype == DType::f32    ? decode_scores_of<DType::f32>
                   : dtype == DType::bf16 ? decode_scores_of<DType::bf16>
                                          : decode_scores_of<DType::f16>;
-  as(k, rows, columns, q_t, count, kt, s, ahead);
+  as(k + first, rows, columns, q_t, count, kt, s, ahead);
 }
 
 static void decode_outputs(const std::byte* const* v,
                            DType dtype,
+                           int first,
                            int rows,
                            int columns,
                            const float* p,
@@ -310,7 +313,7 @@ static void decode_outputs(const std::byte* const* v,
   const auto as = dtype == DType::f32    ? decode_outputs_of<DType::f32>
                   : dtype == DType::bf16 ? decode_outputs_of<DType::bf16>
                                          : decode_outputs_of<DType::f16>;
-  as(v, rows, columns, p, alpha, count, o, o_stride, ahead);
+  as(v + first, rows, columns, p, alpha, count, o, o_stride, ahead);
 }
 
 static void decode_lanes(

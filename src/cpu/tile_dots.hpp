@@ -101,6 +101,7 @@ static const Dots dots = {
     {scores_tile<PairDot>, accumulate_tile<PairDot>},
     nullptr,
     nullptr,
+    nullptr,
     pair_rows_tile,
     pack_block_words,
     pack_row_pairs_tile,

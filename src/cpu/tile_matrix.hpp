@@ -254,17 +254,3 @@ static __attribute__((noinline)) double tile_rounds(std::int64_t rounds) {
   close_tiles();
   return 4.0 * 4 * edge * edge * edge * static_cast<double>(rounds);
 }
-
-static const Dots matrix = {
-    {matrix_scores, matrix_accumulate},
-    open_tiles,
-    close_tiles,
-    pair_rows_tile,
-    pack_panel_words,
-    pack_row_pairs_tile,
-    end_row_pairs_tile,
-    pair_lanes_tile,
-    pair_queries_tile,
-    matrix_accumulate_keys,
-    tile_rounds,
-};
