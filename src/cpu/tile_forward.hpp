@@ -8,10 +8,26 @@ template <int NV>
 static __attribute__((noinline)) void softmax_all(
     float* s, int rows, float c, float* m, float* l, float* alpha) {
   const vf infinity = set1(-__builtin_inff()), factor = set1(c), zero = set1(0.0f);
-  vf high[NV], base[NV], even[NV], odd[NV];
-  for (int v = 0; v < NV; ++v) high[v] = infinity;
-  for (int r = 0; r < rows; ++r)
-    for (int v = 0; v < NV; ++v) high[v] = max(high[v], load(s + r * lanes + v * W));
+  constexpr int chains = 4;  // a maximum waits for the one before it
+  vf high[NV], part[chains][NV], base[NV], even[NV], odd[NV];
+#pragma GCC unroll 4
+  for (int i = 0; i < chains; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) part[i][v] = infinity;
+  int row = 0;
+#pragma GCC unroll 1
+  for (; row + chains <= rows; row += chains)
+#pragma GCC unroll 4
+    for (int i = 0; i < chains; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v)
+        part[i][v] = max(part[i][v], load(s + (row + i) * lanes + v * W));
+#pragma GCC unroll 1
+  for (; row < rows; ++row)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) part[0][v] = max(part[0][v], load(s + row * lanes + v * W));
+  for (int v = 0; v < NV; ++v)
+    high[v] = max(max(part[0][v], part[1][v]), max(part[2][v], part[3][v]));
   for (int v = 0; v < NV; ++v) {
     const vf old = load(m + v * W);
     const vf now = max(old, mul(high[v], factor));

@@ -11,10 +11,14 @@
 
 namespace undivided {
 
+/// The element of an i32 or i64 host view that lies `offset` elements after its first.
+inline std::int64_t index_beyond(const View& v, std::int64_t offset) {
+  return v.dtype == DType::i32 ? static_cast<const std::int32_t*>(v.data)[offset]
+                               : static_cast<const std::int64_t*>(v.data)[offset];
+}
 /// Reads element i of an i32 or i64 host view of rank 1.
 inline std::int64_t index_at(const View& v, std::int64_t i) {
-  return v.dtype == DType::i32 ? static_cast<const std::int32_t*>(v.data)[i * v.step(0)]
-                               : static_cast<const std::int64_t*>(v.data)[i * v.step(0)];
+  return index_beyond(v, i * v.step(0));
 }
 
 /// Every index array that Args may carry: lengths, offsets, tables, origins.
@@ -89,7 +93,8 @@ inline std::int64_t page_slots(const Kv& kv) { return prefix_slots(kv) + kv.page
 inline std::int64_t page_of(const Kv& kv, std::int64_t b, std::int64_t slot) {
   const std::int64_t prefix = prefix_slots(kv);
   if (slot < prefix) return index_at(kv.prefix_table, slot);
-  return index_at(kv.page_table.selected(0, b), slot - prefix);
+  const View& table = kv.page_table;
+  return index_beyond(table, b * table.stride[0] + (slot - prefix) * table.stride[1]);
 }
 
 /// Address of a row of K, V, dK or dV, and how many following tokens share its token stride.
