@@ -59,8 +59,9 @@ void Decode::visit(std::int64_t j0) {
   next_ = j0 + key_block;
   next_rows_ = next_ < high_ ? find_rows(next_, memory_.rows[1]) : 0;
   // The last tile's work tells how much this one's will be.
-  const std::int64_t lines = next_rows_ * ((ahead_.k_bytes + 63) / 64 + (ahead_.v_bytes + 63) / 64);
-  ahead_.pace = static_cast<int>(lines * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
+  const auto requests = [](std::int64_t bytes) { return (bytes + Ahead::step - 1) / Ahead::step; };
+  const std::int64_t due = next_rows_ * (requests(ahead_.k_bytes) + requests(ahead_.v_bytes));
+  ahead_.pace = static_cast<int>(due * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
   ahead_.row = memory_.rows[1];
   ahead_.middle = ahead_.row + next_rows_;
   ahead_.end = ahead_.middle + next_rows_;

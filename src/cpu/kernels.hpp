@@ -117,14 +117,15 @@ using AccumulateKeys = void(const Outer* parts,
                             float* to,
                             std::int64_t to_stride);
 
-/// Rows of the K and V of the next tile: a line of 64 bytes is asked for whenever work of some
-/// weight is done, so that the requests are spread over the tile.
+/// Rows of the K and V of the next tile: some bytes are asked for whenever work of some weight is
+/// done, so that the requests are spread over the tile.
 struct Ahead {
   static constexpr int whole = 1 << 12;
+  static constexpr int step = 256;  // bytes: the processor brings the lines beside by itself
   const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
   std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
-  int pace = 0;                                   // lines, times `whole`, for a weight of 1
-  int due = 0;                                    // lines, times `whole`
+  int pace = 0;                                   // requests, times `whole`, for a weight of 1
+  int due = 0;                                    // requests, times `whole`
   int spent = 0;                                  // weight of the work done
 };
 

@@ -33,12 +33,12 @@ UNDIVIDED_VEC void by_queries(int count, F&& body) {
 template <DType T>
 constexpr int bytes_of = T == DType::f32 ? 4 : 2;
 
-/// Asks for the lines that are due after work of some weight.
+/// Asks for what is due after work of some weight.
 UNDIVIDED_VEC void ask(Ahead& a, int weight) {
   a.spent += weight;
   for (a.due += weight * a.pace; a.due >= Ahead::whole && a.row != a.end; a.due -= Ahead::whole) {
     __builtin_prefetch(*a.row + a.at, 0, 2);
-    a.at += 64;
+    a.at += Ahead::step;
     if (a.at < (a.row < a.middle ? a.k_bytes : a.v_bytes)) continue;
     a.at = 0;
     ++a.row;
