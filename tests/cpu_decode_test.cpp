@@ -135,6 +135,19 @@ TEST_P(CpuDecode, KeysThatNoQueryKeepDoNoHarm) {
   }
 }
 
+TEST_P(CpuDecode, ExplainNamesTheTileAndItsFloor) {
+  const auto explained = [](std::int64_t nq) {
+    const Data x = data_of({.dtype = DType::bf16, .hq = 4, .hkv = 4, .nq = nq, .nk = 500, .d = 32});
+    const Problem p = resolve(x.q, x.kv, {});
+    return cpu::prepare(p.spec, p.bounds, cpu_device, {})->explanation;
+  };
+  const Explanation few = explained(1), many = explained(100);
+  EXPECT_THAT(few.tiles, ::testing::StartsWith("decode: up to "));
+  EXPECT_THAT(few.notes,
+              ::testing::Contains("decode floor: one read of K and V, 0.3 MB at the bounds"));
+  EXPECT_THAT(many.tiles, ::testing::Not(::testing::HasSubstr("decode")));
+}
+
 TEST_P(CpuDecode, AScoreOrAValueThatIsNaNStaysWithItsQueries) {
   const Tensor q = random_tensor(DType::f32, {1, 3, 1, 32}, 1),
                k = random_tensor(DType::f32, {1, 1, 90, 32}, 2),

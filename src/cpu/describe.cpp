@@ -104,6 +104,18 @@ Explanation describe_forward(const Setup& setup, std::int64_t splits, std::int64
   e.bytes =
       elements_of(s, setup.bounds, s.dqk, s.dqk + s.dv) * static_cast<double>(size_of(s.dtype)) +
       elements_of(s, setup.bounds, s.dv, 0) * static_cast<double>(size_of(s.out_dtype));
+  const char* packed = setup.packed ? ", the heads of a group packed into lanes" : "";
+  if (setup.decode && setup.max_rows() <= setup.decode_most) {
+    e.tiles = fmt::format(
+        "decode: up to {} queries x {} keys, K and V read where they lie, products of {}{}",
+        setup.decode_most,
+        key_block,
+        products_of(setup),
+        packed);
+    e.notes.push_back(fmt::format("decode floor: one read of K and V, {:.1f} MB at the bounds",
+                                  elements_of(s, setup.bounds, 0, s.dqk + s.dv) *
+                                      static_cast<double>(size_of(s.dtype)) * 1e-6));
+  }
   if (splits > 1)
     e.notes.push_back(
         fmt::format("keys are split at multiples of {} and merged in order", split_keys));
