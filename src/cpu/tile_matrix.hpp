@@ -18,12 +18,16 @@ struct alignas(64) TileShapes {
   std::uint16_t row_bytes[16] = {};
   std::uint8_t rows[16] = {};
 };
+/// What tile loads are about to read is in memory. GCC's intrinsics do not say that they read.
+UNDIVIDED_VEC void settled(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
 static void open_tiles() {
   TileShapes shapes;
   for (int i = 0; i < 8; ++i) {
     shapes.row_bytes[i] = 64;
     shapes.rows[i] = edge;
   }
+  settled(&shapes);
   _tile_loadconfig(&shapes);
 }
 static void close_tiles() { _tile_release(); }
@@ -76,6 +80,7 @@ struct TileSums {
   }
   UNDIVIDED_VEC void load_from(const float* c, std::int64_t stride) {
     const auto bytes = static_cast<std::size_t>(stride) * 4;
+    settled(c);
     _tile_loadd(0, c, bytes);
     if constexpr (N2) _tile_loadd(1, c + edge, bytes);
     if constexpr (R2) _tile_loadd(2, c + edge * stride, bytes);
@@ -90,6 +95,8 @@ struct TileSums {
   }
   UNDIVIDED_VEC void add(const float* a, const float* a2, const float* b, std::int64_t stride) {
     const auto bytes = static_cast<std::size_t>(stride) * 4;
+    settled(a);
+    settled(b);
     _tile_loadd(4, a, 64);
     _tile_loadd(6, b, bytes);
     _tile_dpbf16ps(0, 4, 6);
@@ -243,7 +250,10 @@ static void matrix_accumulate_keys(const Outer* parts,
 
 static __attribute__((noinline)) double tile_rounds(std::int64_t rounds) {
   open_tiles();
-  _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
   TileSums<true, true>::clear();
   for (std::int64_t n = 0; n < rounds; ++n) {
     _tile_dpbf16ps(0, 4, 6);

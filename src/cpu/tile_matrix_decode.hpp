@@ -44,6 +44,7 @@ static __attribute__((noinline)) void matrix_decode_scores(const std::byte* cons
         for (int i = 0; i < edge; ++i)
           store(copy + c / 2 * edge + i * edge,
                 load(reinterpret_cast<const float*>(k[i < n ? i : n - 1] + 2 * c)));
+        settled(copy);
         _tile_loadd(4, copy + c / 2 * edge, 64);
       }
       _tile_loadd(6, q_t + c / 2 * lanes, static_cast<std::size_t>(lane_bytes));
@@ -106,6 +107,7 @@ static __attribute__((noinline)) void matrix_decode_outputs(const std::byte* con
   alignas(64) float weights[edge * edge], woven[2][edge * edge];
   for (int j = first / 32 * 32; j < end; j += 32) {
     weights_by_query(p + j * lanes, first - j, end - j, weights);
+    settled(weights);
     _tile_loadd(4, weights, 64);
     for (int c = 0; c < columns; c += 32) {
       for (int i = 0; i < edge; ++i) {
@@ -118,6 +120,8 @@ static __attribute__((noinline)) void matrix_decode_outputs(const std::byte* con
       }
       ask(ahead, 8);
       float* to = o + c;
+      settled(woven);
+      settled(to);
       _tile_loadd(0, to, o_bytes);
       _tile_loadd(6, woven[0], 64);
       _tile_dpbf16ps(0, 4, 6);
