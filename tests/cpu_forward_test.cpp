@@ -262,24 +262,29 @@ TEST_P(CpuForward, InvariantRowsDoNotDependOnTheirNeighbours) {
 }
 
 TEST_P(CpuForward, PartialBlocksReadOnlyTheChunksThatSomeQueryKeeps) {
-  Case c{.nq = 130, .nk = 200, .mask_plan = true};
-  c.options.mask = Mask::parse("k % 64 >= 16 && k % 64 < 21 && q % 128 < 120");
-  c.options.align = Align::start;
-  const Data x = data_of(c);
-  Problem p = resolve(x.q, x.kv, c.options);
-  add_mask_plan(p);
-  const Results got(p, DType::f32, DType::f32), want(p, DType::f64, DType::f64);
-  Args oracle = p.args;
-  want.attach(oracle);
-  ref::forward(p.spec, oracle);
-  for (std::int64_t h = 0; h < c.hkv; ++h)
-    for (std::int64_t j = 0; j < c.nk; ++j)
-      if (j % 64 / cpu::chunk_rows != 2)
-        *static_cast<float*>(x.v.at({0, h, j, 3})) = std::numeric_limits<float>::quiet_NaN();
-  got.attach(p.args);
-  run_cpu(p);
-  EXPECT_LE(relative_error(got.o, want.o), 1e-5);
-  EXPECT_LE(relative_error(got.lse, want.lse), 1e-5);
+  enum class By { bits, program, program_without_plan };
+  for (const By by : {By::bits, By::program, By::program_without_plan}) {
+    SCOPED_TRACE(static_cast<int>(by));
+    Case c{.nq = 130, .nk = 200};
+    c.options.mask = Mask::parse("k % 64 >= 16 && k % 64 < 21 && q % 128 < 120");
+    c.options.align = Align::start;
+    c.options.inside = by == By::program ? Inside::program : Inside::bits;
+    const Data x = data_of(c);
+    Problem p = resolve(x.q, x.kv, c.options);
+    if (by != By::program_without_plan) add_mask_plan(p);
+    const Results got(p, DType::f32, DType::f32), want(p, DType::f64, DType::f64);
+    Args oracle = p.args;
+    want.attach(oracle);
+    ref::forward(p.spec, oracle);
+    for (std::int64_t h = 0; h < c.hkv; ++h)
+      for (std::int64_t j = 0; j < c.nk; ++j)
+        if (j % 64 / cpu::chunk_rows != 2)
+          *static_cast<float*>(x.v.at({0, h, j, 3})) = std::numeric_limits<float>::quiet_NaN();
+    got.attach(p.args);
+    run_cpu(p);
+    EXPECT_LE(relative_error(got.o, want.o), 1e-5);
+    EXPECT_LE(relative_error(got.lse, want.lse), 1e-5);
+  }
 }
 
 }  // namespace

@@ -310,8 +310,9 @@ struct Kernels {
                   const Environment& at);
   /// Reads a register as a tile of `rows` (element registers hold the current chunk).
   void (*read)(Register from, int first_row, int rows, const Files& files, float* to);
-  /// s = -inf where the boolean register is false.
-  void (*mask_register)(Register from, int first_row, int rows, const Files& files, float* s);
+  /// Bit `lane` of words[row] is the boolean register.
+  void (*bits_of_register)(
+      Register from, int first_row, int rows, const Files& files, std::uint64_t* words);
   /// ds = ds * register, 0 where ds is 0.
   void (*multiply_register)(Register from, int first_row, int rows, const Files& files, float* ds);
 

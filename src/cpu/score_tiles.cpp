@@ -31,6 +31,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   edges = arena.take<Edges>(subs);
   runs = arena.take<PlanRuns>(subs);
   ranges = arena.take<RowRange>(subs);
+  words = arena.take<std::uint64_t>(setup.mask.used ? subs * key_block : 0);
   decode = Decode::Memory(arena, setup);
   mask = WorkerFiles::layout(arena, setup.mask, k, setup.subs());
   score = WorkerFiles::layout(arena, setup.score, k, setup.subs());
@@ -157,26 +158,43 @@ RowRange ScoreTiles::plan_range(int sub) const {
   PlanRuns& runs = memory_.runs[sub];
   while (runs.next != runs.end && runs.next->end <= block) ++runs.next;
   if (runs.next == runs.end || runs.next->begin > block) return {};
-  if (runs.next->tiles < 0) return {0, rows_, false, nullptr};
-  if (run_.asks_program) return {0, rows_, true, nullptr};
+  if (runs.next->tiles < 0) return {0, rows_, false};
+  if (run_.asks_program) return {0, rows_, true};
   const auto at = static_cast<std::size_t>(runs.next->tiles + block - runs.next->begin);
   const MaskPlan::Tile& tile = plan.tiles_by_key[static_cast<std::size_t>(plan.tile_ids[at])];
-  // Only the rows between the first and the last that some lane of the sub-block keeps.
-  const std::uint64_t lanes = ((std::uint64_t{1} << kernels_.lanes) - 1)
-                              << row(sub, 0) % MaskPlan::block;
-  std::size_t begin = 0, end = static_cast<std::size_t>(rows_);
-  while (begin < end && (tile[begin] & lanes) == 0) ++begin;
-  while (begin < end && (tile[end - 1] & lanes) == 0) --end;
-  RowRange range = whole_chunks(static_cast<int>(begin), static_cast<int>(end));
+  return bits_range(sub, tile.data(), static_cast<int>(row(sub, 0) % MaskPlan::block));
+}
+
+RowRange ScoreTiles::bits_range(int sub, const std::uint64_t* words, int shift) const {
+  const std::uint64_t lanes = ((std::uint64_t{1} << lanes_of(sub)) - 1) << shift;
+  int begin = 0, end = rows_;
+  while (begin < end && (words[begin] & lanes) == 0) ++begin;
+  while (begin < end && (words[end - 1] & lanes) == 0) --end;
+  RowRange range = whole_chunks(begin, end);
   range.masked = true;
-  range.words = tile.data();
+  range.words = words;
+  range.shift = shift;
   return range;
+}
+
+RowRange ScoreTiles::program_range(int sub) const {
+  const FlatCode& code = run_.setup.mask;
+  const Environment env = environment(sub, run_.mask);
+  const Files files = memory_.mask.at(sub);
+  std::uint64_t* words = memory_.words + std::int64_t{sub} * key_block;
+  code.run(kernels_, expr::Rate::diagonal, 0, 0, files, env);
+  for (int r = 0; r < rows_; r += chunk_rows) {
+    const int n = std::min(chunk_rows, rows_ - r);
+    code.run(kernels_, expr::Rate::element, r, n, files, env);
+    kernels_.bits_of_register(code.roots[0], r, n, files, words + r);
+  }
+  return bits_range(sub, words, 0);
 }
 
 bool ScoreTiles::visit(std::int64_t j0) {
   j0_ = j0;
   rows_ = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
-  bool any = false;
+  bool any = false, asked = false;
   for (int sub = 0; sub < subs_; ++sub) {
     RowRange& range = memory_.ranges[sub];
     switch (run_.mask_kind) {
@@ -187,11 +205,18 @@ bool ScoreTiles::visit(std::int64_t j0) {
         range = plan_range(sub);
         break;
       case MaskKind::none:
-        range = {0, rows_, false, nullptr};
+        range = {0, rows_, false};
         break;
       case MaskKind::program:
-        range = {0, rows_, true, nullptr};
+        range = {0, rows_, true};
         break;
+    }
+    if (range.masked && run_.asks_program) {
+      if (!asked)
+        run_.setup.mask.run(
+            kernels_, expr::Rate::key, 0, rows_, memory_.mask.at(0), environment(0, run_.mask));
+      asked = true;
+      range = program_range(sub);
     }
     any |= !range.empty();
   }
@@ -296,9 +321,6 @@ void ScoreTiles::load_keys() {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
   if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
-  const auto masked = [](const RowRange& range) { return range.masked; };
-  if (run_.asks_program && std::any_of(memory_.ranges, memory_.ranges + subs_, masked))
-    prepare(run_.setup.mask, memory_.mask, run_.mask);
 }
 
 void ScoreTiles::load_values() {
@@ -373,15 +395,7 @@ float* ScoreTiles::scores(int sub, float* raw) {
             environment(sub, run_.score),
             kernels_.read);
   if (range.words)
-    kernels_.mask_bits(s,
-                       range.size(),
-                       range.words + range.begin,
-                       static_cast<int>(row(sub, 0) % MaskPlan::block));
-  else if (range.masked && run_.asks_program)
-    element(run_.setup.mask,
-            memory_.mask.at(sub, memory_.s),
-            environment(sub, run_.mask),
-            kernels_.mask_register);
+    kernels_.mask_bits(s, range.size(), range.words + range.begin, range.shift);
   else if (range.masked)
     kernels_.mask_band(s,
                        range.size(),

@@ -14,7 +14,8 @@ namespace undivided::cpu {
 struct RowRange {
   int begin = 0, end = 0;
   bool masked = false;                   // some pair inside may not be kept
-  const std::uint64_t* words = nullptr;  // bit tile of a partial block of a mask plan
+  const std::uint64_t* words = nullptr;  // bits of the keys of a block: of a plan or a program
+  int shift = 0;                         // bit of lane 0
   bool empty() const { return begin >= end; }
   int size() const { return end - begin; }
 };
@@ -39,6 +40,7 @@ class ScoreTiles {
     Edges* edges;
     PlanRuns* runs;
     RowRange* ranges;
+    std::uint64_t* words;  // [sub-blocks][key_block]: what the mask program keeps
     WorkerFiles mask, score;
     Decode::Memory decode;
   };
@@ -113,6 +115,10 @@ class ScoreTiles {
   void clear_rest(int words, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
+  /// Asks the mask program about the whole block.
+  RowRange program_range(int sub) const;
+  /// The chunks between the first and the last key that some lane of the sub-block keeps.
+  RowRange bits_range(int sub, const std::uint64_t* words, int shift) const;
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.
   RowRange whole_chunks(int begin, int end) const;
 

@@ -330,12 +330,11 @@ static void read_register(Register from, int first_row, int rows, const Files& f
   fill(Shape{to, lanes, W, rows, 2}, [&](int r, int v) { return x.f(r, v); });
 }
 
-static void mask_by_register(Register from, int first_row, int rows, const Files& files, float* s) {
+static void bits_of_register(
+    Register from, int first_row, int rows, const Files& files, std::uint64_t* words) {
   const Reader x = reader(from.rate, from.index, expr::Rate::element, first_row, files);
-  const vf infinity = set1(-__builtin_inff());
-  fill(Shape{s, lanes, W, rows, 2}, [&](int r, int v) {
-    return select(from_bits(x.i(r, v)), load(s + r * lanes + v * W), infinity);
-  });
+  for (int r = 0; r < rows; ++r)
+    words[r] = to_word(from_bits(x.i(r, 0))) | std::uint64_t{to_word(from_bits(x.i(r, 1)))} << W;
 }
 
 static void multiply_by_register(

@@ -24,7 +24,7 @@ const Kernels kernels = {
     drop_tile,
     execute_code,
     read_register,
-    mask_by_register,
+    bits_of_register,
     multiply_by_register,
     weights_tile,
     score_gradient_tile,

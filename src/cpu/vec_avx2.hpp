@@ -74,6 +74,9 @@ UNDIVIDED_VEC vm from_word(std::uint32_t word) {
   const vi bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return eqi(andi(set1i(static_cast<std::int32_t>(word)), bit), bit);
 }
+UNDIVIDED_VEC std::uint32_t to_word(vm m) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m.bits)));
+}
 
 /// p * 2^n for integral n in two steps, so that the result may be subnormal. Below -150 and for
 /// n = -inf it is 0 when p is 1 or less; exp2 clamps its argument to make it so.

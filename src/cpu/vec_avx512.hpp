@@ -68,6 +68,7 @@ UNDIVIDED_VEC vi to_bits(vm m) { return _mm512_movm_epi32(m); }
 UNDIVIDED_VEC vm from_bits(vi a) { return _mm512_movepi32_mask(a); }
 /// Lane i is bit i of the word.
 UNDIVIDED_VEC vm from_word(std::uint32_t word) { return static_cast<vm>(word); }
+UNDIVIDED_VEC std::uint32_t to_word(vm m) { return m; }
 
 /// The two halves of the unsigned 64-bit product.
 UNDIVIDED_VEC void mul_wide(vi a, vi b, vi& high, vi& low) {

@@ -173,6 +173,11 @@ UNDIVIDED_VEC vm from_bits(vi a) {
 UNDIVIDED_VEC vm from_word(std::uint32_t word) {
   return each<vm>([&](int i) { return (word >> i & 1) != 0; });
 }
+UNDIVIDED_VEC std::uint32_t to_word(vm m) {
+  std::uint32_t word = 0;
+  for (int i = 0; i < W; ++i) word |= uns(m.x[i]) << i;
+  return word;
+}
 
 /// p * 2^n for integral n in two steps, so that the result may be subnormal. exp2 clamps n.
 UNDIVIDED_VEC vf scale2(vf p, vf n) {
