@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The usual commands; CMake presets and tools/ do the work.
-.PHONY: demo test bench bench-mask-torch bench-torch gallery papers gqa-uptraining train-gates build lint format fuzz clean bootstrap
+.PHONY: demo test bench bench-gpu-peers bench-mask-torch bench-torch gallery papers gqa-uptraining train-gates build lint format fuzz clean bootstrap
 
 demo: build
 	@bash -c 'source tools/environment && build/release/undivided demo'
@@ -25,6 +25,11 @@ bench-torch: bootstrap
 	@[ -x build/torch/bin/python ] || python3 -m venv build/torch
 	@build/torch/bin/python -m pip install -q --disable-pip-version-check numpy torch
 	@build/torch/bin/python bench/torch_cpu.py
+
+# On a machine with a GPU, and a python3 that has PyTorch (and flash-attn-4, if it shall take part).
+bench-gpu-peers: bootstrap
+	@tools/build release bench_library
+	@bash -c 'source tools/environment && python3 bench/gpu_peers.py --rows all --flex --out build/gpu_peers.json --pictures build/pictures'
 
 # Claims of papers, with tables and pictures in docs/: some minutes on one core.
 papers: bootstrap gqa-uptraining

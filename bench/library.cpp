@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C door as one shared library, with the peaks of this core: what bench/torch_cpu.py loads.
+// The C door as one shared library, with the peaks of this core, for bench/torch_cpu.py and
+// bench/gpu_peers.py.
 #include "core/build_info.hpp"
 #include "cpu/peak.hpp"
 

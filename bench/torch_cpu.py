@@ -9,7 +9,6 @@ and MKL. Rows go to bench/results/torch-cpu-<processor>.json.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -24,89 +23,32 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from door import BF16, CPU, F16, F32, START, Gradients, Held, Kv, Library, Options, Outputs, Rows
+
 ROOT = Path(__file__).resolve().parent.parent
 WITHOUT_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "MKL_ENABLE_INSTRUCTIONS": "AVX512_E3",
                "ATEN_CPU_CAPABILITY": "avx512"}
 HEADS = 4
-DTYPES = {"f32": (torch.float32, 2), "f16": (torch.float16, 3), "bf16": (torch.bfloat16, 4)}
+DTYPES = {"f32": (torch.float32, F32), "f16": (torch.float16, F16), "bf16": (torch.bfloat16, BF16)}
 SHAPES = [(512, False), (2048, False), (4096, True)]
 # (direction, dtype): PyTorch's time over ours must be at least this.
 BARS = {("forward", "f32"): 1.2, ("backward", "f32"): 1.2, ("forward", "bf16"): 2.1,
         ("backward", "bf16"): 1.5, ("forward", "f16"): 1.6, ("backward", "f16"): 10}
 
-i32, i64, size = ctypes.c_int32, ctypes.c_int64, ctypes.c_size_t
-
-
-def struct(name, *fields):
-    made = type(name, (ctypes.Structure,), {"_fields_": [("struct_size", size), *fields]})
-    return lambda **values: made(struct_size=ctypes.sizeof(made), **values)
-
-
-def pointers(*names):
-    return [(name, ctypes.c_void_p) for name in names]
-
-
-View = struct("View", ("data", ctypes.c_void_p), ("dtype", i32), ("cuda", i32), ("device", i32),
-              ("rank", i32), ("shape", i64 * 4), ("stride", i64 * 4))
-Rows = struct("Rows", *pointers("data", "offsets", "lengths"), ("max_length", i64))
-Kv = struct("Kv", ("kind", i32), *pointers("k", "v", "offsets", "lengths", "page_table", "prefix_table"),
-            ("max_length", i64))
-Options = struct("Options", ("mask", ctypes.c_char_p), ("score", ctypes.c_char_p), *pointers("arrays"),
-                 ("array_count", size), *pointers("params"), ("param_count", size), ("align", i32),
-                 *pointers("q_origin", "k_origin"), ("scale", ctypes.c_double), *pointers("sink"),
-                 ("dropout", ctypes.c_double), ("seed", ctypes.c_uint64),
-                 *[(name, i32) for name in ("determinism", "out_dtype", "partial", "max_logit",
-                                            "key_mass", "backend", "compile_never", "threads")],
-                 *pointers("stream", "mask_plan"))
-Outputs = struct("Outputs", *pointers("o", "lse", "max_logit", "key_mass"))
-Gradients = struct("Gradients", *pointers("q", "k", "v", "sink", "captured"), ("captured_count", size),
-                   *pointers("dlse"))
-
-
-class Library:
-    def __init__(self, path):
-        self.door = ctypes.CDLL(str(path))
-        self.door.undivided_last_error.restype = ctypes.c_char_p
-        for name in ("commit", "compiler"):
-            getattr(self.door, f"undivided_bench_{name}").restype = ctypes.c_char_p
-        for name in ("fma_peak", "bf16_peak"):
-            getattr(self.door, f"undivided_bench_{name}").restype = ctypes.c_double
-
-    def call(self, name, *arguments):
-        if getattr(self.door, f"undivided_{name}")(*map(ctypes.byref, arguments)):
-            raise RuntimeError(self.door.undivided_last_error().decode())
-
-    def text(self, name):
-        return getattr(self.door, f"undivided_bench_{name}")().decode()
-
-    def number(self, name):
-        return getattr(self.door, f"undivided_bench_{name}")()
-
-
 class Ours:
-    """The calls of one problem, with every struct kept alive."""
+    """The calls of one problem."""
 
     def __init__(self, library, q, k, v, dout, causal):
-        self.library, self.keep = library, [q, k, v, dout]
+        self.library = library
+        self.held = held = Held(dict(DTYPES.values()))
         self.o, self.dq, self.dk, self.dv = (torch.empty_like(x) for x in (q, q, k, v))
         lse = torch.empty(q.shape[:3], dtype=torch.float32)
-        q, k, v, dout, o, self.lse, dq, dk, dv = map(
-            self.view, (q, k, v, dout, self.o, lse, self.dq, self.dk, self.dv))
-        self.rows, self.drows = Rows(data=self.at(q)), Rows(data=self.at(dout))
-        self.kv = Kv(k=self.at(k), v=self.at(v))
-        self.options = Options(mask=b"k <= q" if causal else None, align=1, backend=2, threads=1)
-        self.outputs = Outputs(o=self.at(o), lse=self.at(self.lse))
-        self.gradients = Gradients(q=self.at(dq), k=self.at(dk), v=self.at(dv))
-        self.o_view = o
-
-    def at(self, value):
-        self.keep.append(value)
-        return ctypes.addressof(value)
-
-    def view(self, tensor):
-        self.keep.append(tensor)
-        code = next(c for d, c in DTYPES.values() if d == tensor.dtype)
-        return View(data=tensor.data_ptr(), dtype=code, rank=tensor.dim(), shape=(i64 * 4)(*tensor.shape))
+        self.rows, self.drows = Rows(data=held.put(q)), Rows(data=held.put(dout))
+        self.kv = Kv(k=held.put(k), v=held.put(v))
+        self.options = Options(mask=b"k <= q" if causal else None, align=START, backend=CPU, threads=1)
+        self.o_view, self.lse = held.view(self.o), held.view(lse)
+        self.outputs = Outputs(o=held.at(self.o_view), lse=held.at(self.lse))
+        self.gradients = Gradients(q=held.put(self.dq), k=held.put(self.dk), v=held.put(self.dv))
 
     def forward(self):
         self.library.call("attention", self.outputs, self.rows, self.kv, self.options)
