@@ -18,6 +18,7 @@ namespace {
 
 struct Flags {
   std::string name, filter, file, backend = "cpu", shard;
+  std::size_t some = 0;
   bool all = false, gallery = false, json = false, list = false;
 };
 
@@ -45,14 +46,16 @@ std::vector<check::Case> cases_of(const Flags& f) {
     for (std::string line; std::getline(in, line);)
       if (!line.empty() && line[0] != '#') cases.push_back(check::Case::parse(line));
   } else {
-    cases = f.gallery ? check::gallery_cases() : check::all_cases();
+    cases = f.gallery ? check::gallery_cases()
+            : f.some  ? check::some_cases(f.some)
+                      : check::all_cases();
   }
   return cases;
 }
 
 int run(const Flags& f) {
-  if ((!f.name.empty()) + (!f.file.empty()) + f.all + f.gallery > 1)
-    refuse("CASE, --file, --all and --gallery exclude each other; give one of them");
+  if ((!f.name.empty()) + (!f.file.empty()) + f.all + f.gallery + (f.some > 0) > 1)
+    refuse("CASE, --file, --some, --all and --gallery exclude each other; give one of them");
   const Backend backend =
       backend_of(f.backend) == Backend::automatic ? Backend::cpu : backend_of(f.backend);
   device_of(backend);
@@ -115,6 +118,8 @@ Command add_check(CLI::App& main) {
   app->add_option("--file", f->file, "names of cases, one a line");
   app->add_flag("--all", f->all, "the whole product of the axes instead of the covering set");
   app->add_flag("--gallery", f->gallery, "every mask of the gallery instead of the covering set");
+  app->add_option("--some", f->some, "N cheap cases spread over the covering set, for sanitizers")
+      ->check(CLI::Range(1, 100000));
   app->add_option("--shard", f->shard, "I/N: every N-th case from the I-th on");
   app->add_option("--backend", f->backend, "auto (the CPU), reference, cpu, cuda");
   app->add_flag("--list", f->list, "prints the names and stops");

@@ -466,6 +466,13 @@ def test_bench_rows():
     assert "--list" in refused("bench", "--filter", "no such row")
 
 
+def test_check_takes_a_few_cases_of_the_grid():
+    few = done("check", "--some", 7, "--list").stdout.splitlines()
+    every = done("check", "--list").stdout.splitlines()
+    assert len(set(few)) == 7 and set(few) < set(every)
+    assert "exclude each other" in refused("check", "--some", 7, "--all")
+
+
 def test_check_runs_one_case():
     name = done("check", "--filter", "^forward.f32.d8", "--list").stdout.split("\n")[0]
     result = json.loads(done("check", name, "--json").stdout)
