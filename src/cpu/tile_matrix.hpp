@@ -39,33 +39,55 @@ static void pack_panel_words(
       store(to + w / edge * panel + r * edge, load(reinterpret_cast<const float*>(from) + w));
 }
 
-/// Where half a panel of V lies after end_row_pairs: before it, the pairs lie in blocks.
-UNDIVIDED_VEC float* half_panel(float* to, int c, int half) {
-  return to + c / edge * panel + 4 * block_edge * block_edge + half * block_column;
-}
-UNDIVIDED_VEC const float* half_panel(const float* v, int c, int half) {
-  return v + c / edge * panel + 4 * block_edge * block_edge + half * block_column;
+/// Half a panel of V, 16 pairs of rows: in rows of 16 columns, then in columns of 16 pairs.
+UNDIVIDED_VEC std::int64_t half_panel(int c, int half) {
+  return c / edge * panel + half * edge * edge;
 }
 
-/// Blocks of pairs of rows to columns of pairs, and 0 for the rows that are missing.
-static void end_row_pairs_tile(int rows, int columns, float* to) {
+static void pack_panel_pairs(const std::byte* from,
+                             std::ptrdiff_t stride_bytes,
+                             int first,
+                             int rows,
+                             int columns,
+                             float* to) {
+  // The low and the high halves of quarters, which a shuffle of two rows keeps apart.
+  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
+  const int end = first + rows;
+  for (int r = first; r < end;) {
+    float* at = to + r / 2 * edge;
+    if (r % 2 == 1 || r + 1 == end) {
+      for (int c = 0; c < columns; ++c)
+        reinterpret_cast<std::uint16_t*>(at + half_panel(c, 0) + c % edge)[r % 2] =
+            reinterpret_cast<const std::uint16_t*>(from)[c];
+      from += stride_bytes;
+      ++r;
+      continue;
+    }
+    for (int c = 0; c < columns; c += 2 * edge) {
+      const auto row = [&](const std::byte* x) {
+        return _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x + 2 * c));
+      };
+      const __m512i even = row(from), odd = row(from + stride_bytes);
+      store(at + half_panel(c, 0), as_f(_mm512_unpacklo_epi16(even, odd)));
+      store(at + half_panel(c + edge, 0), as_f(_mm512_unpackhi_epi16(even, odd)));
+    }
+    from += 2 * stride_bytes;
+    r += 2;
+  }
+}
+
+/// Rows of pairs to columns of pairs, and 0 for the rows that are missing.
+static void end_panel_pairs(int rows, int columns, float* to) {
   const int pairs = (rows + 1) / 2;
   for (int c = 0; c < columns; c += edge)
     for (int half = 0; half * edge < pairs; ++half) {
+      float* at = to + half_panel(c, half);
       vf a[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) {
-        const int pair = half * edge + i;
-        const float* at = block_at(to, pair, c);
-        a[i] = pair < pairs ? _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(at)),
-                                                 _mm256_loadu_ps(at + block_column),
-                                                 1)
-                            : set1(0.0f);
-      }
+      for (int i = 0; i < W; ++i) a[i] = half * edge + i < pairs ? load(at + i * edge) : set1(0.0f);
       transpose(a);
-      float* out = half_panel(to, c, half);
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(out + i * edge, a[i]);
+      for (int i = 0; i < W; ++i) store(at + i * edge, a[i]);
     }
 }
 
@@ -153,7 +175,7 @@ static __attribute__((noinline)) void matrix_outputs_part(
   Sums::load_from(o_t, lanes);
   for (; half < end; ++half)
     Sums::add(
-        half_panel(v, c, half), half_panel(v, c + edge, half), p + half * edge * lanes, lanes);
+        v + half_panel(c, half), v + half_panel(c + edge, half), p + half * edge * lanes, lanes);
   Sums::store_to(o_t, lanes);
 }
 
