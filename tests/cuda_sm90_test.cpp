@@ -2,6 +2,7 @@
 // Claims about the sm90 family: names, sizes, who gets it, and that its kernels compile cleanly.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,8 @@ using namespace undivided;
 using namespace undivided::cuda;
 
 namespace {
+
+int d_of(const KernelSpec& k) { return std::max(k.dqk, k.dv); }
 
 std::vector<KernelSpec> sm90_specs() {
   std::vector<KernelSpec> out;
@@ -48,6 +51,24 @@ std::vector<KernelSpec> sm90_specs() {
   add(128, 128, MaskKind::full, RowKind::dense, DType::bf16, [](KernelSpec& k) {
     k.out = DType::f32;
   });
+  for (const int d : {64, 128, 256}) {
+    const auto paged = [](KernelSpec& k) { k.kv = KvKind::paged; };
+    const auto few = [](KernelSpec& k) {
+      k.kv = KvKind::paged;
+      k.packed = k.split = true;
+      k.warpgroups = 1;
+    };
+    const auto fixed = [](KernelSpec& k) { k.fixed = true; };
+    add(d, d, MaskKind::band, RowKind::ragged, DType::bf16, paged);
+    add(d, d, MaskKind::band, RowKind::dense, DType::bf16, few);
+    if (d < 256) continue;
+    add(d, d, MaskKind::plan, RowKind::dense, DType::bf16, paged);
+    add(d, d, MaskKind::plan, RowKind::dense, DType::bf16, fixed);
+    add(d, d, MaskKind::band, RowKind::dense, DType::bf16, [](KernelSpec& k) {
+      k.packed = true;
+      k.warpgroups = d_of(k) <= 64 ? 2 : 0;
+    });
+  }
   return out;
 }
 
@@ -98,10 +119,10 @@ TEST(CudaSm90, NamesSayTheFamilyAndCanBeRead) {
     EXPECT_NE(k.name().find(".sm90a."), std::string::npos) << k.name();
     EXPECT_EQ(KernelSpec::parse(k.name()), k) << k.name();
   }
-  KernelSpec paged;
-  paged.family = Family::sm90;
-  paged.kv = KvKind::paged;
-  EXPECT_THROW(KernelSpec::parse(canonical(paged).name()), Error);
+  KernelSpec wide;
+  wide.family = Family::sm90;
+  wide.dqk = wide.dv = 264;
+  EXPECT_THROW(KernelSpec::parse(canonical(wide).name()), Error);
 }
 
 TEST(CudaSm90, TilesFitTheSharedMemoryAndTheRegistersOfOneMultiprocessor) {
@@ -110,7 +131,8 @@ TEST(CudaSm90, TilesFitTheSharedMemoryAndTheRegistersOfOneMultiprocessor) {
     EXPECT_LE(k.shared_memory(), 227u * 1024) << k.name();
     // What the launch gives each thread, in steps of 8, is all that the roles can share.
     const int granted = 65536 / t.threads() / 8 * 8 * (t.warpgroups + 1);
-    EXPECT_LE(t.producer_registers + t.warpgroups * t.consumer_registers, granted) << k.name();
+    if (t.warpgroups > 1)  // one warpgroup keeps what the launch gives
+      EXPECT_LE(t.producer_registers + t.warpgroups * t.consumer_registers, granted) << k.name();
     EXPECT_EQ(t.keys % (k.mask == MaskKind::plan ? 64 : 16), 0) << k.name();
   }
 }
@@ -138,16 +160,86 @@ TEST(CudaSm90, IsTakenOnlyWhereItServes) {
   EXPECT_GE(choose(s, b, hopper, Family::sm90).workspace, 4u);
   EXPECT_FALSE(taken(hopper, Family::portable));
   EXPECT_FALSE(taken(ada));
-  s.determinism = Determinism::invariant;
+  for (const Determinism determinism : {Determinism::invariant, Determinism::fast})
+    for (const KvKind kv : {KvKind::paged, KvKind::dense})
+      for (const std::int64_t q_len : {1, 8192}) {
+        s.determinism = determinism;
+        s.kv = kv;
+        b.max_q_len = q_len;
+        EXPECT_TRUE(taken(hopper)) << q_len;
+      }
+  s.aligned = false;
   EXPECT_FALSE(taken(hopper));
-  s.determinism = Determinism::fast;
-  s.kv = KvKind::paged;
-  EXPECT_FALSE(taken(hopper));
-  s.kv = KvKind::dense;
-  b.batch = 1;
-  b.kv_heads = 1;
-  b.max_q_len = 1;
-  EXPECT_FALSE(taken(hopper));  // one query: keys are split
+  EXPECT_NE(choose(s, b, hopper, Family::sm90).not_sm90, nullptr);
+}
+
+namespace {
+
+struct Short {
+  Spec spec;
+  Bounds bounds;
+  Short(int group, std::int64_t batch, std::int64_t kv_heads, std::int64_t q_len, int k_len) {
+    spec.op = Operation::forward;
+    spec.dtype = spec.out_dtype = DType::bf16;
+    spec.dqk = spec.dv = 128;
+    spec.group = group;
+    spec.aligned = true;
+    bounds.batch = batch;
+    bounds.kv_heads = kv_heads;
+    bounds.max_q_len = q_len;
+    bounds.max_k_len = k_len;
+  }
+  Choice choice() const {
+    DeviceInfo hopper;
+    hopper.major = 9;
+    hopper.multiprocessors = 132;
+    return choose(spec, bounds, hopper, Family::sm90);
+  }
+};
+
+}  // namespace
+
+TEST(CudaSm90, FewRowsArePackedAndTheirKeysSplit) {
+  const Choice one = Short(8, 1, 8, 1, 131072).choice();
+  const KernelSpec& k = one.kernels.front();
+  EXPECT_TRUE(k.packed && k.split);
+  EXPECT_EQ(k.warpgroups, 1);
+  EXPECT_EQ(one.split_keys % k.tile_n(), 0);
+  EXPECT_GE(8 * one.splits, 120);  // all multiprocessors
+  EXPECT_EQ(one.kernels.back().kind, KernelKind::combine);
+  // Two query tokens are the same work.
+  EXPECT_EQ(Short(8, 1, 8, 2, 131072).choice().kernels.front(), k);
+
+  const Choice many = Short(8, 64, 8, 1, 8192).choice();  // 512 tiles: no splits
+  EXPECT_FALSE(many.kernels.front().split);
+  EXPECT_EQ(many.partial_o, -1);
+  EXPECT_EQ(Short(8, 1, 8, 16, 4096).choice().kernels.front().warpgroups, 0);  // 128 rows
+  EXPECT_FALSE(Short(8, 1, 8, 4096, 4096).choice().kernels.front().packed);
+  EXPECT_FALSE(Short(1, 1, 8, 1, 4096).choice().kernels.front().packed);
+}
+
+// What decides a row's bits is the key tile, the reference of its softmax and the order of keys.
+TEST(CudaSm90, InvariantRowsHaveOneKeyGrid) {
+  for (const int d : {64, 128, 192, 256}) {
+    int keys = 0;
+    for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged})
+      for (const std::int64_t q_len : {1, 64, 1024, 8192})
+        for (const bool plan : {false, true}) {
+          Short s(4, 2, 2, q_len, 8192);
+          s.spec.determinism = Determinism::invariant;
+          s.spec.kv = kv;
+          s.spec.dqk = s.spec.dv = d;
+          s.spec.mask_plan = plan;
+          const Choice c = s.choice();
+          const KernelSpec& k = c.kernels.front();
+          EXPECT_EQ(k.family, Family::sm90);
+          EXPECT_TRUE(k.fixed);
+          EXPECT_FALSE(k.split);
+          EXPECT_EQ(sm90_tile(k).slack, d > 128 ? 8 : 0);
+          if (keys == 0) keys = k.tile_n();
+          EXPECT_EQ(k.tile_n(), keys) << k.name();
+        }
+  }
 }
 
 TEST(CudaSm90, TheBackwardIsOnePassWhereItServes) {

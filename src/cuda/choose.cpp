@@ -64,27 +64,69 @@ void choose_splits(
   c.splits = static_cast<int>(splits);
 }
 
-// Rows keep their bits whatever holds the keys, so an invariant plan stays with the family that
-// takes pages too.
-bool take_sm90(const Spec& s, const DeviceInfo& device, const KernelSpec& k, const char** why) {
-  if (device.arch() != 90)
-    *why = "compute capability 9.0 is needed";
-  else if (s.op == Operation::forward && s.determinism == Determinism::invariant)
-    *why = "invariant rows keep one family";
-  else
-    return sm90_serves(k, why);
+bool take_sm90(const DeviceInfo& device, const KernelSpec& k, const char** why) {
+  if (device.arch() == 90) return sm90_serves(k, why);
+  *why = "compute capability 9.0 is needed";
   return false;
+}
+
+// One CTA fills a multiprocessor and takes tiles from a counter. Few tiles: the fewest splits that
+// keep nearly all multiprocessors busy to the end.
+void choose_splits_sm90(
+    const Spec& s, const Bounds& b, const DeviceInfo& device, KernelSpec& k, Choice& c) {
+  // A part of a tile costs its partial rows, written and read: worth 1024 keys of 128 rows.
+  const std::int64_t fewest = k.tile_m() == 64 ? fewest_split_keys : 4 * fewest_split_keys;
+  if (s.determinism == Determinism::invariant || b.max_k_len < 2 * fewest) return;
+  const std::int64_t tokens = k.packed ? k.tile_m() / s.group : k.tile_m();
+  const std::int64_t tiles = s.rows == RowKind::ragged ? parts(b.total_q, tokens) + b.batch
+                                                       : b.batch * parts(b.max_q_len, tokens);
+  const std::int64_t blocks = tiles * (k.packed ? b.kv_heads : heads_of(s, b));
+  const std::int64_t room = device.multiprocessors, n = k.tile_n();
+  if (blocks == 0 || blocks >= 2 * room) return;
+  const auto keys_of = [&](std::int64_t splits) {
+    return parts(parts(b.max_k_len, splits), n) * n;
+  };
+  const auto busy = [&](std::int64_t splits) {
+    const std::int64_t work = blocks * parts(b.max_k_len, keys_of(splits));
+    return static_cast<double>(work) / static_cast<double>(parts(work, room) * room);
+  };
+  const std::int64_t most = std::min(parts(b.max_k_len, fewest), parts(4 * room, blocks));
+  double best = 0;
+  for (std::int64_t i = 1; i <= most; ++i) best = std::max(best, busy(i));
+  std::int64_t splits = 1;
+  while (busy(splits) < 0.93 * best) ++splits;
+  c.split_keys = static_cast<int>(keys_of(splits));
+  c.splits = static_cast<int>(parts(b.max_k_len, c.split_keys));
+  k.split = c.splits > 1;
+  if (!k.split) c.split_keys = 0;
+}
+
+// Rows keep their bits whatever the layout of the keys, packing and height of the tile: with fixed
+// key tiles each row sees the same products and the same softmax steps.
+void choose_sm90(
+    const Spec& s, const Bounds& b, const DeviceInfo& device, KernelSpec& k, Choice& c) {
+  k.family = Family::sm90;
+  k.fixed = s.determinism == Determinism::invariant;
+  c.counter = 0;
+  const std::int64_t tall = k.tile_m();
+  k.packed = s.group > 1 && s.group <= 64 && k.mask != MaskKind::plan && b.max_q_len < tall;
+  const std::int64_t rows = b.max_q_len * (k.packed ? s.group : 1);
+  if (rows <= 64)
+    k.warpgroups = 1;
+  else if (tall > 128 && rows <= 128)
+    k.warpgroups = 2;
+  choose_splits_sm90(s, b, device, k, c);
 }
 
 void choose_forward(
     const Spec& s, const Bounds& b, const DeviceInfo& device, Family preferred, Choice& c) {
   KernelSpec k = base(s, KernelKind::forward);
-  k.packed = s.group > 1 && k.mask != MaskKind::plan && b.max_q_len < k.tile_m() &&
-             s.determinism != Determinism::invariant;
-  choose_splits(s, b, device, k, c);
-  if (preferred == Family::sm90 && take_sm90(s, device, k, &c.not_sm90)) {
-    k.family = Family::sm90;
-    c.counter = 0;
+  if (preferred == Family::sm90 && take_sm90(device, k, &c.not_sm90)) {
+    choose_sm90(s, b, device, k, c);
+  } else {
+    k.packed = s.group > 1 && k.mask != MaskKind::plan && b.max_q_len < k.tile_m() &&
+               s.determinism != Determinism::invariant;
+    choose_splits(s, b, device, k, c);
   }
   if (s.max_logit) c.kernels.push_back(base(s, KernelKind::init));
   c.kernels.push_back(k);
@@ -97,7 +139,7 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
   KernelSpec whole = base(s, KernelKind::backward);
   whole.captured = s.captured && whole.score;
   whole.ordered = s.determinism != Determinism::fast;
-  if (preferred == Family::sm90 && take_sm90(s, device, whole, &c.not_sm90)) {
+  if (preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90)) {
     c.kernels.push_back(whole);
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
     if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <limits>
+#include <numeric>
 
 #include "core/philox.hpp"
 #include "cuda/tuning.hpp"
@@ -92,8 +93,10 @@ int element_type(DType dtype) {
 void set_tiles(const KernelSpec& spec, Params& p) {
   const int m = spec.tile_m(), n = spec.tile_n();
   if (m > 0) {
-    const std::int64_t rows = std::int64_t{p.max_q_len} * (spec.packed ? p.group : 1);
-    p.q_tiles = parts(rows, m);
+    if (spec.packed && spec.family == Family::sm90)
+      p.q_tiles = parts(p.max_q_len, m / p.group);  // whole tokens
+    else
+      p.q_tiles = parts(std::int64_t{p.max_q_len} * (spec.packed ? p.group : 1), m);
   }
   if (n > 0) {
     const bool all_keys = spec.kind == KernelKind::key_mass;
@@ -318,11 +321,47 @@ struct BackwardMaps {
   TensorMap q, k, v, dout;
 };
 struct Schedule {
-  int tiles, section;
+  int tiles, section, box;
   void* counter;
 };
 
-// Boxes of 64 columns by `rows` tokens with the 128-byte swizzle; outside the tensor: zeros.
+// How many there are along an axis, elements from one to the next, and how many a box takes.
+struct Axis {
+  long long count, stride;
+  int box;
+};
+
+// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
+void encode(
+    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
+  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
+  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
+  std::uint64_t extents[4] = {extent(dim)}, strides[3];
+  std::uint32_t box[4] = {64};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Axis& a = outer[i];
+    extents[i + 1] = extent(a.count);
+    // The stride of an axis of one is not used, and may be anything.
+    strides[i] =
+        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
+    box[i + 1] = static_cast<std::uint32_t>(a.box);
+  }
+  const std::uint32_t steps[4] = {1, 1, 1, 1};
+  driver.cuTensorMapEncodeTiled(&map,
+                                dtype == DType::f16 ? type_f16 : type_bf16,
+                                4,
+                                data,
+                                extents,
+                                strides,
+                                box,
+                                steps,
+                                0,
+                                swizzle_128,
+                                promote_128,
+                                0);
+}
+
+// A tensor of tokens in boxes of `rows`.
 void encode(Driver& driver,
             TensorMap& map,
             DType dtype,
@@ -332,29 +371,12 @@ void encode(Driver& driver,
             int heads,
             long long batch,
             int rows) {
-  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
-  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
-  // The stride of an axis of one is not used, and may be anything.
-  const auto bytes = [&](long long stride, long long count) {
-    return count > 1 ? static_cast<std::uint64_t>(stride) * 2 : 16 * extent((dim + 7) / 8);
-  };
-  const std::uint64_t extents[4] = {extent(dim), extent(tokens), extent(heads), extent(batch)};
-  const std::uint64_t strides[3] = {
-      bytes(m.token, tokens), bytes(m.head, heads), bytes(m.batch, batch)};
-  const std::uint32_t box[4] = {64, static_cast<std::uint32_t>(rows), 1, 1};
-  const std::uint32_t steps[4] = {1, 1, 1, 1};
-  driver.cuTensorMapEncodeTiled(&map,
-                                dtype == DType::f16 ? type_f16 : type_bf16,
-                                4,
-                                m.data,
-                                extents,
-                                strides,
-                                box,
-                                steps,
-                                0,
-                                swizzle_128,
-                                promote_128,
-                                0);
+  encode(driver,
+         map,
+         dtype,
+         m.data,
+         dim,
+         {{tokens, m.token, rows}, {heads, m.head, 1}, {batch, m.batch, 1}});
 }
 
 }  // namespace
@@ -367,21 +389,30 @@ void launch_sm90(Driver& driver,
                  StreamHandle stream) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
-  const long long tiles = static_cast<long long>(p.q_tiles) * p.heads * p.batch;
+  const long long tiles =
+      static_cast<long long>(p.q_tiles) * (s.packed ? p.kv_heads : p.heads) * p.batch * p.splits;
   if (tiles <= 0) return;
   if (tiles > std::numeric_limits<int>::max() - 65536)
     refuse("kernel {} has {} query tiles; at most 2147418111 are counted: split the batch",
            kernel.info.name,
            tiles);
   const bool ragged_q = s.rows == RowKind::ragged, ragged_k = s.kv == KvKind::ragged;
-  const long long q_tokens = ragged_q ? p.total_q : p.max_q_len;
-  const long long k_tokens = ragged_k ? p.total_k : p.max_k_len;
-  const int q_batch = ragged_q ? 1 : p.batch, k_batch = ragged_k ? 1 : p.batch;
+  const bool paged = s.kv == KvKind::paged;
+  const int m = s.tile_m(), n = s.tile_n();
+  const int box = paged ? std::gcd(p.pages.size, n) : n;
+  const Axis q_batch{ragged_q ? 1 : p.batch, p.q.batch, 1};
+  const Axis q_tokens{ragged_q ? p.total_q : p.max_q_len, p.q.token, s.packed ? m / p.group : m};
+  const Axis q_heads{p.heads, p.q.head, s.packed ? p.group : 1};
+  const long long k_tokens = paged ? p.pages.size : ragged_k ? p.total_k : p.max_k_len;
+  const long long k_batch = paged ? p.pages.pages : ragged_k ? 1 : p.batch;
   TensorMaps maps;
-  encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
-  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
-  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
-  Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), counter};
+  if (s.packed)
+    encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_heads, q_tokens, q_batch});
+  else
+    encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_tokens, q_heads, q_batch});
+  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, box);
+  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, box);
+  Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), box, counter};
   driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
@@ -436,6 +467,7 @@ void launch_backward_sm90(Driver& driver,
   const int pairs = std::max(1, p.kv_heads * p.batch);
   Schedule schedule{static_cast<int>(blocks),
                     std::min(pairs, std::max(1, sm90_section(s, p) / p.group)),
+                    0,
                     s.ordered ? p.dq_turns + 2 * tiles : nullptr};
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,

@@ -8,6 +8,7 @@
 #include "cuda/backend.hpp"
 #include "cuda/choose.hpp"
 #include "cuda/launch.hpp"
+#include "cuda/tuning.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::cuda {
@@ -136,7 +137,7 @@ const char* determinism_of(const Spec& s, bool sums) {
                  "bit for bit"
                : "reproducible: repeats bit for bit";
   return s.determinism == Determinism::invariant
-             ? "invariant: one kernel, keys never split, rows never packed"
+             ? "invariant: one grid of key tiles for every layout and height, keys never split"
              : "fast: the forward repeats bit for bit, run to run";
 }
 
@@ -166,6 +167,22 @@ void CudaPlan::explain() {
   else
     e.notes.push_back(
         fmt::format("portable: mma.sync and cp.async, sm_80 and later, on {}", d.name));
+  if (const KernelSpec& k = (*main)->spec;
+      k.family == Family::sm90 && k.kind == KernelKind::forward) {
+    const Sm90Tile t = sm90_tile(k);
+    e.notes.push_back(fmt::format(
+        "{} warpgroups of 64 query rows{} and a loading warp; {} stages of {} keys, {} "
+        "of queries; registers {}",
+        t.warpgroups,
+        k.packed ? " (heads of a group packed)" : "",
+        t.stages,
+        t.keys,
+        t.q_stages,
+        t.warpgroups == 1
+            ? "as launched"
+            : fmt::format(
+                  "{} to load, {} to compute", t.producer_registers, t.consumer_registers)));
+  }
   if (choice_.not_sm90) e.notes.push_back(fmt::format("not the sm90 family: {}", choice_.not_sm90));
   for (const auto& k : kernels_) {
     const Kernel& i = k->info;

@@ -178,6 +178,10 @@ KernelSpec canonical(KernelSpec s) {
   }
   if (s.mask != MaskKind::plan) s.inside_program = false;
   if (s.family == Family::sm90) s.arch = 90;
+  if (s.family != Family::sm90 || s.kind != KernelKind::forward) {
+    s.warpgroups = none.warpgroups;
+    s.fixed = none.fixed;
+  }
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
   if (s.kind != KernelKind::backward) s.ordered = false;
@@ -213,6 +217,8 @@ std::string KernelSpec::name() const {
   if (inside_program) text += ".inside";
   if (packed) text += ".packed";
   if (split) text += ".split";
+  if (warpgroups) text += fmt::format(".wg{}", warpgroups);
+  if (fixed) text += ".fixed";
   if (dropout) text += ".dropout";
   if (!aligned) text += ".unaligned";
   if (captured) text += ".captured";
@@ -296,6 +302,10 @@ KernelSpec KernelSpec::parse(std::string_view name) {
       s.packed = true;
     else if (w == "split")
       s.split = true;
+    else if (w == "wg1" || w == "wg2")
+      s.warpgroups = w.back() - '0';
+    else if (w == "fixed")
+      s.fixed = true;
     else if (w == "dropout")
       s.dropout = true;
     else if (w == "unaligned")

@@ -47,6 +47,8 @@ struct KernelSpec {
   KvKind kv = KvKind::dense;
   bool packed = false;  // forward: rows of a tile are token x head-in-group (not with plan)
   bool split = false;   // forward: write partials of one key split
+  int warpgroups = 0;   // sm90: of 64 query rows, for few rows; 0: as tuned for many
+  bool fixed = false;   // sm90: keys of a tile depend on dims, score and dropout alone
   bool dropout = false;
   bool aligned = true;     // every base and stride a multiple of 16 bytes: cp.async
   bool captured = false;   // backward_q: gradients of captured arrays and parameters

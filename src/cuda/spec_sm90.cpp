@@ -123,10 +123,14 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += fmt::format("  static constexpr MaskKind mask = MaskKind::{};\n", mask_name(s.mask));
   text += fmt::format("  static constexpr RowKind rows = RowKind::{};\n",
                       s.rows == RowKind::ragged ? "ragged" : "dense");
-  text += fmt::format("  static constexpr KvKind kv = KvKind::{};\n",
-                      s.kv == KvKind::ragged ? "ragged" : "dense");
+  constexpr const char* kv_names[] = {"dense", "ragged", "paged"};
+  text +=
+      fmt::format("  static constexpr KvKind kv = KvKind::{};\n", kv_names[static_cast<int>(s.kv)]);
   text += fmt::format("  static constexpr bool inside_program = {};\n", s.inside_program);
-  text += fmt::format("  static constexpr bool dropout = {};\n", s.dropout);
+  text += fmt::format("  static constexpr bool packed = {}, split = {}, dropout = {};\n",
+                      s.packed,
+                      s.split,
+                      s.dropout);
   text += fmt::format("  static constexpr bool ordered = {};\n", s.ordered);
   text += "  static constexpr bool pingpong = false;\n};\n\n";
   const auto widths = gather     ? std::set<int>{}

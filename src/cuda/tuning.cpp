@@ -62,7 +62,7 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     // 192 x 128: 517 full, 466 causal; 128 x 128: 432, 382; 128 x 192: 438, 398.
     t.stages = 4;
     t.q_stages = 2;
-    if (!planned && !heavy && k.rows == RowKind::dense && k.kv == KvKind::dense) {
+    if (!planned && !heavy && !k.warpgroups && k.rows == RowKind::dense && k.kv == KvKind::dense) {
       t.warpgroups = 3;
       t.producer_registers = 32;
       t.consumer_registers = 160;
@@ -70,7 +70,9 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   } else if (d <= 128) {
     // Full: 128 x 176: 663, 128 x 128: 652, 128 x 144: 642. Causal: 128 x 128 from a counter: 595,
     // with turns taken 581, 128 x 176 from a list 577.
-    if (k.mask == MaskKind::full && !heavy && k.rows == RowKind::dense)
+    const bool few_rows = k.packed || k.split || k.warpgroups;
+    if (k.mask == MaskKind::full && !heavy && !few_rows && !k.fixed && k.rows == RowKind::dense &&
+        k.kv == KvKind::dense)
       t.keys = 176;
     else
       t.q_stages = 2;
@@ -83,12 +85,17 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.keys = 80;
   }
   if (k.dv > 128) t.slack = 8;
-  if ((planned || heavy) && d > 128 && t.keys < 128) t.keys = 64;  // a plan: whole blocks
+  const bool paged = k.kv == KvKind::paged;
+  // Whole blocks of a plan, whole boxes of a page.
+  if ((planned || paged || heavy || k.fixed) && d > 128 && t.keys < 128) t.keys = 64;
   if (k.dropout) t.keys = 64;
-  if (planned) {
-    t.producer_registers = 56;
-    t.consumer_registers = 224;
+  // Looking up runs and pages takes registers.
+  const int roomy = planned + paged;
+  if (roomy && t.warpgroups == 2) {
+    t.producer_registers = 40 + 16 * roomy;
+    t.consumer_registers = 232 - 8 * roomy;
   }
+  if (k.warpgroups) t.warpgroups = k.warpgroups;
   t.queries = t.warpgroups * 64;
   return t;
 }
@@ -101,14 +108,12 @@ bool sm90_serves(const KernelSpec& k, const char** why) {
     reason = "a float32 dO";
   else if (is_backward(k) && k.captured)
     reason = "gradients of captured arrays";
-  else if (k.kv == KvKind::paged)
+  else if (is_backward(k) && k.kv == KvKind::paged)
     reason = "keys in pages";
   else if (std::max(k.dqk, k.dv) > 256)
     reason = "a head dim above 256";
   else if (!k.aligned)
     reason = "a base or stride that is not a multiple of 16 bytes";
-  else if (k.packed || k.split)
-    reason = "few query rows: rows are packed or keys are split";
   if (why) *why = reason;
   return !reason;
 }
@@ -118,7 +123,7 @@ std::size_t sm90_shared_memory(const KernelSpec& k) {
   const Sm90Tile t = sm90_tile(k);
   const int q = t.q_stages * slabs(k.dqk) * t.warpgroups * 64 * 128;
   const int kv = t.stages * (slabs(k.dqk) + slabs(k.dv)) * t.keys * 128;
-  const int barriers = 8 * (2 * t.q_stages + 4 * t.stages) + 32 + 8 + 24;
+  const int barriers = 8 * (2 * t.q_stages + 4 * t.stages) + 32 + 8 + 32;
   const int info = k.mask == MaskKind::plan ? 8 + 4 * t.keys / 64 * t.warpgroups : 0;
   // Slabs begin at multiples of 1024 bytes, the block's memory perhaps not.
   return static_cast<std::size_t>(1024 + q + kv + barriers + t.stages * info);
@@ -134,13 +139,13 @@ long long sm90_dq_tiles(
 int sm90_dq_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
 
 int sm90_section(const KernelSpec& k, const Params& p) {
-  const int pairs = std::max(1, p.heads * p.batch);
+  const int group = k.packed ? 1 : p.group, pairs = std::max(1, p.kv_heads * group * p.batch);
   if (k.mask == MaskKind::full) return 1;  // query tiles of a head side by side
   constexpr long long l2_share = 32 << 20;
   const long long bytes = std::max(1, p.max_k_len) * 2LL * (k.dqk + k.dv);
   long long heads = 1;
   while (heads * 2 * bytes <= l2_share && heads < pairs) heads *= 2;
-  return static_cast<int>(std::min<long long>(heads * p.group, pairs));
+  return static_cast<int>(std::min<long long>(heads * group, pairs));
 }
 
 }  // namespace undivided::cuda

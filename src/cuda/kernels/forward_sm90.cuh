@@ -10,25 +10,20 @@
 // buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter.
 // V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour
 // left there may be NaN. Rows are stored from registers, so nothing else is touched.
+// Paged keys: a tile comes in boxes that divide a page, one copy a lane. Packed: the heads of a
+// group are rows of one tile, which the copy engine interleaves. Split: see combine.cuh.
 #pragma once
 
 #include "kernels/softmax_sm90.cuh"
 
 namespace undivided::cuda {
 
-/// Loads a tile of `rows` tokens: one box a slab.
-template <int slabs, int slab>
-__device__ inline void load_slabs(
-    unsigned to, const TensorMap& map, unsigned barrier, int token, int head, int batch) {
-#pragma unroll
-  for (int i = 0; i < slabs; ++i) tma_load(to + i * slab, map, barrier, i * 64, token, head, batch);
-}
-
 template <class C>
 struct Producer90 {
   using L = Shared90<C>;
   const Params& p;
   const TensorMaps& maps;
+  const Schedule& schedule;
   unsigned base;
   bool lead;
   Ring<C::q_stages> q;
@@ -36,8 +31,43 @@ struct Producer90 {
   unsigned tail_parity = 0;
 
   // Of the query tile at hand.
-  int token, kv_head, k_batch;  // of key 0, in the tensor maps
-  int clean;                    // V rows from here on are another's
+  int token, kv_head, b, k_len;  // token: of key 0, in the tensor maps
+  int clean;                     // V rows from here on are another's
+
+  /// The rows of a key tile; `barrier` counts their bytes.
+  template <int slabs>
+  __device__ void load_rows(unsigned to, const TensorMap& map, unsigned barrier, int tile) {
+    if constexpr (C::kv == KvKind::paged) {
+      const int box = schedule.box, first = tile * C::n,
+                count = (minimum(C::n, k_len - first) + box - 1) / box;
+      if (lead) mbarrier_expect(barrier, count * box * slabs * 128);
+      __syncwarp();
+#pragma unroll 1
+      for (int i = threadIdx.x & 31; i < count * slabs; i += 32) {
+        const int part = i / slabs, slab = i % slabs;
+        const unsigned j = first + part * box, size = p.pages.size, slot = j / size;
+        tma_load(to + slab * L::k_slab + part * box * 128,
+                 map,
+                 barrier,
+                 slab * 64,
+                 j - slot * size,
+                 kv_head,
+                 static_cast<int>(p.pages.page(b, slot)));
+      }
+      __syncwarp();
+    } else if (lead) {
+      mbarrier_expect(barrier, slabs * L::k_slab);
+#pragma unroll
+      for (int i = 0; i < slabs; ++i)
+        tma_load(to + i * L::k_slab,
+                 map,
+                 barrier,
+                 i * 64,
+                 token + tile * C::n,
+                 kv_head,
+                 C::kv == KvKind::ragged ? 0 : b);
+    }
+  }
 
   __device__ void load_k(KeyTiles<C>& tiles) {
     mbarrier_wait(base + L::k_empty + 8 * k.at(), k.parity() ^ 1);
@@ -62,16 +92,8 @@ struct Producer90 {
     } else {
       tiles.next();
     }
-    if (lead) {
-      const unsigned full = base + L::k_full + 8 * k.at();
-      mbarrier_expect(full, L::k_bytes);
-      load_slabs<L::q_slabs, L::k_slab>(base + L::k_at + L::k_bytes * k.at(),
-                                        maps.k,
-                                        full,
-                                        token + tile * C::n,
-                                        kv_head,
-                                        k_batch);
-    }
+    load_rows<L::q_slabs>(
+        base + L::k_at + L::k_bytes * k.at(), maps.k, base + L::k_full + 8 * k.at(), tile);
     k.next();
   }
 
@@ -80,10 +102,7 @@ struct Producer90 {
     const unsigned full = base + L::v_full + 8 * v.at(), to = base + L::v_at + L::v_bytes * v.at();
     const bool dirty = (tile + 1) * C::n > clean;
     const unsigned barrier = dirty ? base + L::tail : full;
-    if (lead) {
-      mbarrier_expect(barrier, L::v_bytes);
-      load_slabs<L::v_slabs, L::k_slab>(to, maps.v, barrier, token + tile * C::n, kv_head, k_batch);
-    }
+    load_rows<L::v_slabs>(to, maps.v, barrier, tile);
     if (dirty) {
       mbarrier_wait(barrier, tail_parity);
       tail_parity ^= 1;
@@ -105,22 +124,29 @@ struct Producer90 {
 
   __device__ void tile(const Work& w) {
     const Sequence s = sequence<C>(p, w.b);
-    KeyTiles<C> tiles(p, s, w.b, w.head, w.q_tile * C::m);
+    KeyTiles<C> tiles(p, s, w);
     if (!tiles.valid()) return;
     token = static_cast<int>(s.k_first);
-    kv_head = w.head / p.group;
-    k_batch = C::kv == KvKind::ragged ? 0 : w.b;
-    clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len : 0x7fffffff;
+    kv_head = C::packed ? w.head : w.head / p.group;
+    b = w.b;
+    k_len = s.k_len;
+    clean = C::kv != KvKind::dense || p.k_lengths.data ? s.k_len : 0x7fffffff;
     mbarrier_wait(base + L::q_empty + 8 * q.at(), q.parity() ^ 1);
     if (lead) {
       const unsigned full = base + L::q_full + 8 * q.at();
-      mbarrier_expect(full, L::q_bytes);
-      load_slabs<L::q_slabs, L::q_slab>(base + L::q_bytes * q.at(),
-                                        maps.q,
-                                        full,
-                                        static_cast<int>(s.q_first) + w.q_tile * C::m,
-                                        w.head,
-                                        C::rows == RowKind::ragged ? 0 : w.b);
+      const int tokens = tile_tokens<C>(p);
+      const int row = static_cast<int>(s.q_first) + w.q_tile * tokens;
+      const int head = C::packed ? w.head * p.group : w.head;
+      mbarrier_expect(full, L::q_slabs * 128 * (C::packed ? tokens * p.group : C::m));
+#pragma unroll
+      for (int i = 0; i < L::q_slabs; ++i)
+        tma_load(base + L::q_bytes * q.at() + i * L::q_slab,
+                 maps.q,
+                 full,
+                 i * 64,
+                 C::packed ? head : row,
+                 C::packed ? row : head,
+                 C::rows == RowKind::ragged ? 0 : w.b);
     }
     q.next();
     int last = tiles.tile;
@@ -183,21 +209,39 @@ struct Consumer90 {
   /// The rows of the query tile that the loader wrote at `slot`.
   __device__ __forceinline__ Rows90 rows_at(unsigned slot) {
     Rows90 r;
-    const int thread = threadIdx.x & 127;
-    r.first = load_shared_word(slot) * C::m + group * 64;
-    r.head = load_shared_word(slot + 4);
-    r.b = load_shared_word(slot + 8);
-    r.mine = r.first + thread / 32 * 16 + (thread & 31) / 4;
+    r.work = {load_shared_word(slot),
+              load_shared_word(slot + 4),
+              load_shared_word(slot + 8),
+              C::split ? load_shared_word(slot + 12) : 0};
+    const int tokens = tile_tokens<C>(p), first = r.work.q_tile * tokens;
+    const int thread = threadIdx.x & 127, mine = group * 64 + thread / 32 * 16 + (thread & 31) / 4;
+    if constexpr (C::packed) {
+      r.first = first + group * 64 / p.group;
+      r.last = first + minimum(group * 64 + 63, tokens * p.group - 1) / p.group;
+    } else {
+      r.first = first + group * 64;
+      r.last = r.first + 63;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int x = mine + 8 * half;
+      if constexpr (C::packed) {
+        r.tokens[half] = x < tokens * p.group ? first + x / p.group : 1 << 30;
+        r.heads[half] = r.work.head * p.group + x % p.group;
+      } else {
+        r.tokens[half] = first + x;
+        r.heads[half] = r.work.head;
+      }
+    }
     return r;
   }
 
   __device__ __forceinline__ void tile(unsigned slot) {
     Rows90 r = rows_at(slot);
-    const Sequence s = sequence<C>(p, r.b);
-    const int row0 = r.first - group * 64;
-    r.last = maximum(r.first, minimum(r.first + 63, s.q_len - 1));
+    const Sequence s = sequence<C>(p, r.work.b);
+    r.last = maximum(r.first, minimum(r.last, s.q_len - 1));
     r.limit<C>(p, s);
-    KeyTiles<C> tiles(p, s, r.b, r.head, row0);
+    KeyTiles<C> tiles(p, s, r.work);
     const bool scaled = Score::identity && p.scale > 0.0f;
     const float unit = scaled ? p.scale * log2_e : log2_e;
     const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
@@ -305,7 +349,7 @@ struct Consumer90 {
     if (any) q.next();
     // Read again: kept through the loop they would cost registers.
     const Rows90 again = rows_at(slot);
-    finish_rows90<C>(p, sequence<C>(p, again.b), again, out, soft, unit);
+    finish_rows90<C>(p, sequence<C>(p, again.work.b), again, out, soft, unit);
   }
 
   /// Zeros the weights that dropout drops; the rest are scaled at the end.
@@ -320,7 +364,8 @@ struct Consumer90 {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         bool x, y;
-        dropout.keep_pair(r.b, r.head, s.q_origin + r.mine + 8 * half, first + i * 8, x, y);
+        dropout.keep_pair(
+            r.work.b, r.heads[half], s.q_origin + r.tokens[half], first + i * 8, x, y);
         if (!x) acc[i][2 * half] = 0.0f;
         if (!y) acc[i][2 * half + 1] = 0.0f;
       }
@@ -358,9 +403,9 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
   __syncthreads();
 
   if (group == C::warpgroups) {
-    lower_registers<C::producer_registers>();
+    if constexpr (C::warpgroups > 1) lower_registers<C::producer_registers>();
     if (threadIdx.x / 32 != C::warpgroups * 4) return;
-    Producer90<C> producer{p, maps, base, (threadIdx.x & 31) == 0, {}, {}, {}, 0, 0, 0, 0, 0};
+    Producer90<C> producer{p, maps, schedule, base, (threadIdx.x & 31) == 0};
     if (producer.lead) {
       tma_prefetch(maps.q);
       tma_prefetch(maps.k);
@@ -370,14 +415,15 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     for (int at = blockIdx.x;;) {
       mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
       const bool done = at >= schedule.tiles;
-      Work work{-1, 0, 0};
-      if (!done) work = work_at(p, schedule, at);
+      Work work{-1, 0, 0, 0};
+      if (!done) work = work_at<C>(p, schedule, at);
       int next = 0;
       if (producer.lead) {
-        const unsigned slot = base + L::work + 12 * ring.at();
+        const unsigned slot = base + L::work + L::work_bytes * ring.at();
         store_shared_word(slot, work.q_tile);
         store_shared_word(slot + 4, work.head);
         store_shared_word(slot + 8, work.b);
+        store_shared_word(slot + 12, work.split);
         mbarrier_arrive(base + L::work_full + 8 * ring.at());
         if (!done) next = atomicAdd(schedule.counter, 1) + gridDim.x;
       }
@@ -387,14 +433,14 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
       at = __shfl_sync(0xffffffffu, next, 0);
     }
   } else {
-    raise_registers<C::consumer_registers>();
+    if constexpr (C::warpgroups > 1) raise_registers<C::consumer_registers>();
     Consumer90<C, Mask, Score> consumer{p, base, group};
     if constexpr (C::pingpong) {
       if (group == C::warpgroups - 1) consumer.your_turn();
     }
     for (Ring<2> ring;; ring.next()) {
       mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
-      const unsigned slot = base + L::work + 12 * ring.at();
+      const unsigned slot = base + L::work + L::work_bytes * ring.at();
       if (load_shared_word(slot) < 0) break;
       consumer.tile(slot);
       __syncwarp();

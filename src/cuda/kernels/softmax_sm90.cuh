@@ -10,9 +10,9 @@ namespace undivided::cuda {
 
 /// One query tile as a thread of a consumer sees it.
 struct Rows90 {
-  int b, head;
-  int first, last;            // local rows of the warpgroup that are inside the sequence
-  int mine;                   // the upper of the thread's two rows
+  Work work;
+  int first, last;            // local tokens of the warpgroup that are inside the sequence
+  int tokens[2], heads[2];    // of the thread's two rows, 8 apart; a dead row has a far token
   int low[2], high[2];        // they keep keys [low, high] of a band or of the length
   int clear_low, clear_high;  // every row of the warpgroup keeps these
 
@@ -28,8 +28,8 @@ struct Rows90 {
     };
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      low[half] = from(mine + 8 * half);
-      high[half] = to(mine + 8 * half);
+      low[half] = from(tokens[half]);
+      high[half] = to(tokens[half]);
     }
     clear_low = from(last);
     clear_high = to(first);
@@ -52,9 +52,9 @@ __device__ __forceinline__ void score_tile90(const Params& p,
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         acc[i][e] = Score::apply(p,
-                                 r.b,
-                                 r.head,
-                                 s.q_origin + r.mine + 8 * (e >> 1),
+                                 r.work.b,
+                                 r.heads[e >> 1],
+                                 s.q_origin + r.tokens[e >> 1],
                                  s.k_origin + j0 + t + i * 8 + (e & 1),
                                  s.q_len,
                                  s.k_len,
@@ -78,9 +78,9 @@ __device__ __forceinline__ void score_tile90(const Params& p,
           for (int x = 0; x < 32; ++x) {
             const int half = x >> 4, bit = (x >> 1 & 7) * 8 + (x & 1);
             const bool live = Mask::keep(p,
-                                         r.b,
-                                         r.head,
-                                         s.q_origin + r.mine + 8 * half,
+                                         r.work.b,
+                                         r.work.head,
+                                         s.q_origin + r.tokens[0] + 8 * half,
                                          s.k_origin + j0 + t + block * 64 + bit,
                                          s.q_len,
                                          s.k_len);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void score_tile90(const Params& p,
         } else {
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            keep[half] = p.plan.tiles[id][(r.mine + 8 * half) & 63] >> t;
+            keep[half] = p.plan.tiles[id][r.tokens[half] & 63] >> t;
         }
       }
 #pragma unroll
@@ -108,9 +108,14 @@ __device__ __forceinline__ void score_tile90(const Params& p,
     for (int i = 0; i < n; ++i)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = r.mine + 8 * (e >> 1), j = j0 + t + i * 8 + (e & 1);
-        if (!(j < s.k_len &&
-              Mask::keep(p, r.b, r.head, s.q_origin + row, s.k_origin + j, s.q_len, s.k_len)))
+        const int half = e >> 1, j = j0 + t + i * 8 + (e & 1);
+        if (!(j < s.k_len && Mask::keep(p,
+                                        r.work.b,
+                                        r.heads[half],
+                                        s.q_origin + r.tokens[half],
+                                        s.k_origin + j,
+                                        s.q_len,
+                                        s.k_len)))
           acc[i][e] = -infinity();
       }
     return;
@@ -234,7 +239,7 @@ __device__ __forceinline__ void store_row90(T* to,
     if (to) store_pair<T, true>(to + i * 8 + t * 2, value(i, 0), value(i, 1));
 }
 
-/// O, LSE and the largest score of the thread's two rows.
+/// O, LSE and the largest score of the thread's two rows; of a split: its share of them.
 template <class C, int n>
 __device__ __forceinline__ void finish_rows90(const Params& p,
                                               const Sequence& s,
@@ -245,7 +250,7 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
   using Out = typename C::Out;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = r.mine + 8 * half;
+    const int row = r.tokens[half], head = r.heads[half], b = r.work.b;
     const bool live = row < s.q_len;
     const bool written = C::rows == RowKind::dense ? row < p.max_q_len : live;
     const float total = quad_sum(soft.sum[half]);
@@ -259,10 +264,16 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
     }
     const bool leader = written && (threadIdx.x & 3) == 0;
     if (p.max_logit && leader && !empty)
-      atomic_max(p.max_logit + r.b * p.max_logit_batch + r.head * p.max_logit_head,
+      atomic_max(p.max_logit + b * p.max_logit_batch + head * p.max_logit_head,
                  soft.peak[half] * unit * ln_2);
+    if constexpr (C::split) {
+      const long long at = row_index<C>(p, s, b, head, row) + r.work.split * rows_of<C>(p);
+      if (leader) p.partial_lse[at] = lse;
+      store_row90<float>(written && !empty ? p.partial_o + at * C::dv : nullptr, out, half, scale);
+      continue;
+    }
     if (p.sink && live) {
-      const float sink = p.sink[r.head];
+      const float sink = p.sink[head];
       if (empty) {
         lse = sink;
       } else {
@@ -272,9 +283,8 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
         lse = all;
       }
     }
-    if (p.lse.data && leader) *row_scalar<C>(p.lse, s, r.b, r.head, row) = lse;
-    Out* to =
-        written ? static_cast<Out*>(p.o.data) + row_offset<C>(p.o, s, r.b, r.head, row) : nullptr;
+    if (p.lse.data && leader) *row_scalar<C>(p.lse, s, b, head, row) = lse;
+    Out* to = written ? static_cast<Out*>(p.o.data) + row_offset<C>(p.o, s, b, head, row) : nullptr;
     store_row90<Out>(to, out, half, scale);
   }
 }

@@ -12,26 +12,38 @@
 namespace undivided::cuda {
 
 struct TensorMaps {
-  TensorMap q, k, v;  // axes: dim, token, head, batch; ragged: one batch
+  TensorMap q, k, v;  // axes: dim, token, head, batch; ragged: one batch; paged: a page is a batch
+                      // packed: those of q are dim, head, token, batch
 };
 
 /// Query tiles are taken a section of heads at a time, the last tiles of all heads of the section
 /// first: under a causal mask the longest, and their keys stay in L2.
 struct Schedule {
-  int tiles;     // q_tiles * heads * batch
+  int tiles;     // q_tiles * splits * heads * batch; packed: KV heads
   int section;   // heads times batch of a section
+  int box;       // rows of K and V that one copy brings; paged: a divisor of the page size
   int* counter;  // of the tiles after the first of each CTA: zero at launch
 };
 
 struct Work {
-  int q_tile, head, b;
+  int q_tile, head, b, split;  // packed: a KV head
 };
 
-__device__ inline Work work_at(const Params& p, const Schedule& s, int at) {
-  const int tall = s.section * p.q_tiles, first = at / tall * s.section, rest = at % tall;
-  const int width = minimum(s.section, p.heads * p.batch - first);
-  const int pair = first + rest % width;
-  return {p.q_tiles - 1 - rest / width, pair % p.heads, pair / p.heads};
+template <class C>
+__device__ Work work_at(const Params& p, const Schedule& s, int at) {
+  const int heads = C::packed ? p.kv_heads : p.heads;
+  const int splits = C::split ? p.splits : 1, column = p.q_tiles * splits;
+  const int tall = s.section * column, first = at / tall * s.section, rest = at % tall;
+  const int width = minimum(s.section, heads * p.batch - first);
+  const int pair = first + rest % width, down = column - 1 - rest / width;
+  return {down / splits, pair % heads, pair / heads, down % splits};
+}
+
+/// Tokens of a query tile. Packed: row x of a tile is token x / group and head x % group of the
+/// group; rows past the last whole token are dead.
+template <class C>
+__device__ int tile_tokens(const Params& p) {
+  return C::packed ? C::m / p.group : C::m;
 }
 
 /// Offsets in shared memory. Tiles are slabs of 64 columns; see wgmma.cuh.
@@ -48,11 +60,12 @@ struct Shared90 {
   static constexpr int v_full = k_empty + 8 * C::stages, v_empty = v_full + 8 * C::stages;
   static constexpr int work_full = v_empty + 8 * C::stages, work_empty = work_full + 16;
   static constexpr int tail = work_empty + 16;  // counts the bytes of a last V tile
-  static constexpr int work = tail + 8;         // two query tiles as three numbers
+  static constexpr int work_bytes = 16;         // a query tile is four numbers
+  static constexpr int work = tail + 8;         // two of them
   // Plans: per stage the key tile, whether another follows, and a class per 64 x 64 block.
   static constexpr int blocks = C::mask == MaskKind::plan ? C::n / 64 : 0;
   static constexpr int info_bytes = blocks ? 8 + 4 * blocks * C::warpgroups : 0;
-  static constexpr int info = work + 24;
+  static constexpr int info = work + 2 * work_bytes;
   static constexpr int bytes = info + C::stages * info_bytes;
 };
 
@@ -76,10 +89,15 @@ struct KeyTiles {
   const PlanRef* plan = nullptr;
   int run[C::warpgroups], run_end[C::warpgroups];
 
-  __device__ KeyTiles(const Params& p, const Sequence& s, int b, int h, int row0) {
+  __device__ KeyTiles(const Params& p, const Sequence& s, const Work& w) {
+    const int tokens = tile_tokens<C>(p), row0 = w.q_tile * tokens;
     if (row0 >= s.q_len) return;
-    const int i1 = minimum(row0 + C::m, s.q_len) - 1;
+    const int i1 = minimum(row0 + tokens, s.q_len) - 1;
     long long first = 0, last = s.k_len;
+    if constexpr (C::split) {
+      first = static_cast<long long>(w.split) * p.split_keys;
+      last = minimum<long long>(last, first + p.split_keys);
+    }
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
       first = maximum<long long>(first, band.first_key(row0));
@@ -87,7 +105,7 @@ struct KeyTiles {
     }
     if constexpr (planned) {
       plan = &p.plan;
-      const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
+      const PlanEntry& e = p.plan.entries[p.plan.entry_of[w.b * p.heads + w.head]];
       last = minimum<long long>(last, e.k_len);
 #pragma unroll
       for (int g = 0; g < C::warpgroups; ++g) {

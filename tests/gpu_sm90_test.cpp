@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims that need a GPU: pages, packed rows and split keys against the oracle, with garbage
+// wherever no key lies; and rows that keep their bits whatever holds their keys.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cuda/driver.hpp"
+#include "cuda/memory.hpp"
+#include "undivided/undivided.hpp"
+
+namespace undivided {
+namespace {
+
+constexpr Device gpu{Device::Kind::cuda, 0};
+constexpr std::int64_t batch = 2, kv_heads = 2;
+
+Tensor random(DType dtype, std::initializer_list<std::int64_t> shape, unsigned seed) {
+  Tensor t = Tensor::empty(dtype, shape);
+  std::uint64_t state = seed * 2654435761u + 1;
+  for (std::int64_t i = 0; i < t.count(); ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    store_element(dtype,
+                  static_cast<std::byte*>(t.data) + static_cast<std::size_t>(i) * size_of(dtype),
+                  static_cast<double>(state >> 40) * 0x1p-23 - 1.0);
+  }
+  return t;
+}
+
+Tensor on_host(const Tensor& t) {
+  return t.device.kind == Device::Kind::cuda ? cuda::to_host(t) : t;
+}
+
+double difference(const Tensor& got, const Tensor& want) {
+  const Tensor a = converted(on_host(got), DType::f64), b = converted(want, DType::f64);
+  double worst = a.count() == b.count() ? 0 : INFINITY;
+  for (std::int64_t i = 0; i < a.count() && std::isfinite(worst); ++i) {
+    const double x = a.ptr<double>()[i], y = b.ptr<double>()[i];
+    if (x != y) worst = std::isfinite(x - y) ? std::max(worst, std::abs(x - y)) : INFINITY;
+  }
+  return worst;
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  const Tensor x = on_host(a), y = on_host(b);
+  return x.count() == y.count() && x.dtype == y.dtype &&
+         std::memcmp(x.data, y.data, static_cast<std::size_t>(x.count()) * size_of(x.dtype)) == 0;
+}
+
+/// Keys of shape [batch, kv_heads, length, d] in shuffled pages; all else in the pool is NaN, and
+/// the table ends in numbers that no page has.
+struct Pool {
+  Tensor k, v;
+  std::vector<std::int32_t> table;
+  std::int64_t slots;
+
+  Pool(const Tensor& keys,
+       const Tensor& values,
+       std::int64_t page,
+       const std::vector<std::int32_t>& used) {
+    const std::int64_t d = keys.size(3), most = *std::max_element(used.begin(), used.end());
+    const std::int64_t taken = (most + page - 1) / page;
+    slots = taken + 2;
+    const std::int64_t pages = batch * taken + 3;
+    k = filled({pages, kv_heads, page, d});
+    v = filled({pages, kv_heads, page, d});
+    table.assign(static_cast<std::size_t>(batch * slots), -7);
+    const auto width = static_cast<std::size_t>(d) * 2;
+    for (std::int64_t b = 0; b < batch; ++b)
+      for (std::int64_t j = 0; j < used[static_cast<std::size_t>(b)]; ++j) {
+        const std::int64_t at = 1 + (taken - 1 - j / page) * batch + b;  // falling, in turns
+        table[static_cast<std::size_t>(b * slots + j / page)] = static_cast<std::int32_t>(at);
+        for (std::int64_t h = 0; h < kv_heads; ++h)
+          for (const auto& [to, from] : {std::pair{&k, &keys}, std::pair{&v, &values}})
+            std::memcpy(
+                static_cast<std::byte*>(to->data) +
+                    static_cast<std::size_t>(((at * kv_heads + h) * page + j % page) * d) * 2,
+                static_cast<const std::byte*>(from->data) +
+                    static_cast<std::size_t>(((b * kv_heads + h) * from->size(2) + j) * d) * 2,
+                width);
+      }
+  }
+
+ private:
+  static Tensor filled(std::initializer_list<std::int64_t> shape) {
+    Tensor t = Tensor::empty(DType::bf16, shape);
+    std::memset(t.data, 0xff, static_cast<std::size_t>(t.count()) * 2);  // NaN
+    return t;
+  }
+};
+
+Kv cut(const View& k, const View& v, const View& lengths) {
+  Kv kv = dense(k, v);
+  kv.lengths = lengths;
+  return kv;
+}
+Tensor last_rows(const Tensor& t, std::int64_t rows, std::int64_t count) {
+  return converted(t.sliced(2, rows - count, rows), t.dtype);
+}
+
+class GpuHopper : public testing::Test {
+ protected:
+  void SetUp() override {
+    const cuda::Availability here = cuda::availability();
+    if (!here.ok) GTEST_SKIP() << "no GPU: " << here.reason;
+  }
+};
+
+}  // namespace
+
+TEST_F(GpuHopper, PackedRowsAndSplitKeysInPagesAgreeWithTheOracle) {
+  constexpr std::int64_t capacity = 3000;
+  std::vector<std::int32_t> lengths{2999, 1030};
+  const View used = view(lengths.data(), {batch});
+  for (const std::int64_t d : {64, 128, 256}) {
+    const Tensor k = random(DType::bf16, {batch, kv_heads, capacity, d}, 2);
+    const Tensor v = random(DType::bf16, {batch, kv_heads, capacity, d}, 3);
+    const Tensor dk = cuda::to_device(k, gpu), dv = cuda::to_device(v, gpu);
+    for (const std::int64_t q_len : {1, 2, 5, 40})
+      for (const std::int64_t group : {1, 4, 7}) {
+        const Tensor q = random(DType::bf16, {batch, kv_heads * group, q_len, d}, 1);
+        const Tensor dq = cuda::to_device(q, gpu);
+        Options o{.mask = causal(), .align = Align::end};
+        o.max_logit = true;
+        const Forward want = reference(q, cut(k, v, used), o);
+        const auto agrees = [&](const char* what, const Forward& got) {
+          SCOPED_TRACE(testing::Message()
+                       << what << " d " << d << " queries " << q_len << " group " << group);
+          EXPECT_LT(difference(got.o, want.o), 6e-3);
+          EXPECT_LT(difference(got.lse, want.lse), 1e-3);
+          EXPECT_LT(difference(got.max_logit, want.max_logit), 1e-3);
+        };
+        agrees("dense", attention(dq, cut(dk, dv, used), o));
+        for (const std::int64_t page : {1, 12, 16, 64, 256}) {
+          if (page == 1 && d != 128) continue;
+          const Pool pool(k, v, page, lengths);
+          SCOPED_TRACE(testing::Message() << "page " << page);
+          const View table = view(pool.table.data(), {batch, pool.slots});
+          agrees("pages",
+                 attention(
+                     dq,
+                     paged(cuda::to_device(pool.k, gpu), cuda::to_device(pool.v, gpu), table, used),
+                     o));
+        }
+      }
+  }
+}
+
+TEST_F(GpuHopper, AnInvariantRowKeepsItsBits) {
+  constexpr std::int64_t length = 700, rows = 300;
+  std::vector<std::int32_t> lengths{length, length};
+  const View used = view(lengths.data(), {batch});
+  for (const std::int64_t d : {64, 128, 256}) {
+    const Tensor k = random(DType::bf16, {batch, kv_heads, length, d}, 2);
+    const Tensor v = random(DType::bf16, {batch, kv_heads, length, d}, 3);
+    const Tensor q = random(DType::bf16, {batch, kv_heads * 4, rows, d}, 1);
+    const Tensor dk = cuda::to_device(k, gpu), dv = cuda::to_device(v, gpu),
+                 dq = cuda::to_device(q, gpu);
+    Options o{.mask = causal(), .align = Align::end};
+    o.determinism = Determinism::invariant;
+    const Forward whole = attention(dq, dense(dk, dv), o);
+    EXPECT_LT(difference(whole.o, reference(q, dense(k, v), o).o), 6e-3);
+    for (const std::int64_t page : {16, 36, 128}) {
+      SCOPED_TRACE(testing::Message() << "d " << d << " page " << page);
+      const Pool pool(k, v, page, lengths);
+      const View table = view(pool.table.data(), {batch, pool.slots});
+      const Forward got = attention(
+          dq, paged(cuda::to_device(pool.k, gpu), cuda::to_device(pool.v, gpu), table, used), o);
+      EXPECT_TRUE(same_bits(got.o, whole.o));
+      EXPECT_TRUE(same_bits(got.lse, whole.lse));
+    }
+    const Tensor all = on_host(whole.o);
+    for (const std::int64_t chunk : {1, 3, 30, 170}) {  // the last rows alone: packed
+      SCOPED_TRACE(testing::Message() << "d " << d << " chunk " << chunk);
+      const Tensor some = last_rows(q, rows, chunk);
+      const Forward got = attention(cuda::to_device(some, gpu), dense(dk, dv), o);
+      EXPECT_TRUE(same_bits(got.o, last_rows(all, rows, chunk)));
+    }
+  }
+}
+
+}  // namespace undivided
