@@ -297,37 +297,34 @@ class Bench:
                 refused[name] = str(why)[:300]
         return made, refused
 
-    def errors(self, data, made, directions, refused):
-        """Relative L2 distances from float32 at two corners, by direction and contender; who fails is
-        moved from `made` to `refused`."""
+    def errors(self, data, made, directions):
+        """By direction: the relative L2 distance from float32 at two corners of each contender that is
+        right, and why the others take no part. A contender may fail in one direction alone."""
         truth = [self.truth(data, last) for last in (False, True)]
-        found = {direction: {} for direction in directions}
-        for name in list(made):
-            if name == "dense":
-                for call in ("forward", *directions):
-                    getattr(made[name], call)()
-                continue
-            try:
-                results = {"forward": [made[name].forward()]}
-                if "backward" in directions:
-                    results["backward"] = list(made[name].backward())
-                for direction in directions:
-                    of = slice(0, 1) if direction == "forward" else slice(1, 4)
-                    worst = 0.0
+        found, refused = {d: {} for d in directions}, {d: {} for d in directions}
+        for name, contender in made.items():
+            for direction in directions:
+                of = slice(0, 1) if direction == "forward" else slice(1, 4)
+                try:
+                    results = [contender.forward()]
+                    if direction == "backward":
+                        results = contender.backward()
+                    if name == "dense":  # another problem
+                        found[direction][name] = None
+                        continue
+                    distances = [0.0]
                     for last, exact in zip((False, True), truth):
-                        for i, (got, wanted) in enumerate(zip(results[direction], exact[of])):
-                            query = direction == "forward" or i == 0
-                            corner = data.corner(got.detach(), last, query)
-                            error = distance(corner, wanted.reshape(corner.shape))
-                            worst = max(worst, error if math.isfinite(error) else math.inf)
-                    found[direction][name] = worst
+                        for i, (got, wanted) in enumerate(zip(results, exact[of])):
+                            corner = data.corner(got.detach(), last, direction == "forward" or i == 0)
+                            distances.append(distance(corner, wanted.reshape(corner.shape)))
+                    worst = max(x if math.isfinite(x) else math.inf for x in distances)
                     if worst > LIMITS[direction]:
                         raise Left(f"wrong: {direction} is {worst:.3g} from float32, "
                                    f"{LIMITS[direction]} is allowed")
-            except Exception as why:
-                refused[name] = str(why)[:300]
-                del made[name]
-        return found
+                    found[direction][name] = worst
+                except Exception as why:
+                    refused[direction][name] = str(why)[:300]
+        return found, refused
 
     @staticmethod
     def truth(data, last):
@@ -338,19 +335,16 @@ class Bench:
 
     def measure(self, row, directions, rounds, gemm):
         data = Data(row, self.layout)
-        made, refused = self.contenders(data)
-        errors = self.errors(data, made, directions, refused)
-        if "undivided" not in made:
-            return [report(row, d, {}, errors[d], refused, gemm) for d in directions]
-        found = []
+        made, absent = self.contenders(data)
+        errors, refused = self.errors(data, made, directions)
+        dense = equal_dense(row) if row.lengths else Row("dense", row.batch, row.heads, row.kv_heads,
+                                                         row.length, row.d, row.dv)
+        results = []
         for direction in directions:
-            seconds = in_turns({name: getattr(c, direction) for name, c in made.items()}, self.timer, rounds)
-            flops = {}
-            if "dense" in made:
-                dense = equal_dense(row) if row.lengths else Row("dense", row.batch, row.heads, row.kv_heads,
-                                                                 row.length, row.d, row.dv)
-                flops["dense"] = dense.flop(direction)
-            result = report(row, direction, seconds, errors[direction], dict(refused), gemm, flops)
-            result["kernel"] = made["undivided"].kernel
-            found.append(result)
-        return found
+            calls = {name: getattr(made[name], direction) for name in errors[direction]}
+            seconds = in_turns(calls, self.timer, rounds) if "undivided" in calls else {}
+            right = {name: e for name, e in errors[direction].items() if e is not None}
+            results.append(report(row, direction, seconds, right, {**absent, **refused[direction]}, gemm,
+                                  {"dense": dense.flop(direction)}))
+            results[-1]["kernel"] = made["undivided"].kernel if "undivided" in made else None
+        return results

@@ -151,11 +151,32 @@ def test_results_are_compared_with_float32_before_they_are_timed(contenders, mas
     row = Row("mask", 3 if lengths else 2, 4, 2, n, 32, 32, mask, score, lengths)
     data = contenders.Data(row, "bshd", "cpu")
     made = {"undivided": contenders.Ours(contenders.door.Library(LIBRARY), data)}
-    bench, refused = contenders.Bench.__new__(contenders.Bench), {}
-    errors = bench.errors(data, made, ["forward", "backward"], refused)
-    assert not refused and made
+    bench = contenders.Bench.__new__(contenders.Bench)
+    errors, refused = bench.errors(data, made, ["forward", "backward"])
+    assert refused == {"forward": {}, "backward": {}}
     assert 0 < errors["forward"]["undivided"] < 1e-2 and 0 < errors["backward"]["undivided"] < 2e-2
     right = made["undivided"].forward
     made["undivided"].forward = lambda: right() * 1.02
-    bench.errors(data, made, ["forward", "backward"], refused)
-    assert not made and refused["undivided"].startswith("wrong: forward")
+    errors, refused = bench.errors(data, made, ["forward", "backward"])
+    assert "undivided" not in errors["forward"] and "undivided" in errors["backward"]
+    assert refused["forward"]["undivided"].startswith("wrong: forward")
+
+
+@pytest.mark.parametrize("kind", ["mask", "ragged", "deterministic"])
+def test_a_row_is_measured_in_both_directions(contenders, monkeypatch, kind):
+    lengths = (200, 64, 129) if kind == "ragged" else ()
+    row = Row(kind, 3 if lengths else 2, 2, 2, 200, 32, 32, "causal", "identity", lengths)
+    data = contenders.Data
+    monkeypatch.setattr(contenders, "Data", lambda row, layout: data(row, layout, "cpu"))
+    bench = contenders.Bench.__new__(contenders.Bench)
+    bench.library, bench.layout, bench.with_flex = contenders.door.Library(LIBRARY), "bhsd", False
+    bench.without, bench.timer = {"cudnn"}, lambda function, calls: function() is None or calls * 1e-3
+    results = bench.measure(row, ["forward", "backward"], 2, 700.0)
+    assert [r["direction"] for r in results] == ["forward", "backward"]
+    beside = {"mask": "dense", "ragged": "dense", "deterministic": "reproducible"}[kind]
+    for result in results:
+        assert result["rates"].keys() == {"undivided", beside} and result["kernel"]
+        assert result["refused"]["fa4"].startswith("not installed")
+        assert {"mask": "of_dense_by_tiles", "ragged": "of_dense",
+                "deterministic": "reproducible_of_fast"}[kind] in result
+    assert json.loads(json.dumps(results)) == results
