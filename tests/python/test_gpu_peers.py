@@ -135,9 +135,9 @@ def test_the_list_needs_no_gpu():
 
 @pytest.fixture(scope="module")
 def contenders():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="no PyTorch")
     if not LIBRARY.exists():
-        pytest.skip("bench_library is not built")
+        pytest.skip("no bench_library: tools/build release bench_library makes it")
     import gpu_contenders
     return gpu_contenders
 
