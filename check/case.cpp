@@ -184,6 +184,7 @@ std::string Case::name() const {
                                 batch);
   for (const WordAxis& w : word_axes())
     if (this->*w.field != w.values.front()) out += fmt::format(".{}={}", w.name, this->*w.field);
+  if (quantised()) out += fmt::format(".precision={}", precision);
   if (seed != 1) out += fmt::format(".seed={}", seed);
   return out;
 }
@@ -207,7 +208,11 @@ Case Case::parse(std::string_view name) {
     if (equals == std::string_view::npos)
       refuse(fmt::format("'{}' in case '{}': axis=value is expected here", word, name));
     const std::string_view key = word.substr(0, equals), value = word.substr(equals + 1);
-    if (key == "seed")
+    if (key == "precision") {
+      if (value != "i8/bf16" && value != "i8/f32")
+        refuse(fmt::format("'{}' in a case name: precision is one of i8/bf16, i8/f32", word));
+      c.precision = value;
+    } else if (key == "seed")
       c.seed = static_cast<std::uint64_t>(number(value, word, 0));
     else
       set(c, std::max(axis_index(key), numeric_axes), value);
@@ -230,6 +235,7 @@ std::string impossible(const Case& c) {
   if (c.backward()) {
     if (c.aux != "none") return "a backward has no auxiliary outputs";
     if (c.result == "partial") return "partial results have no gradient";
+    if (c.quantised()) return "scores of int8 have no gradient";
   } else if (c.want != "all") {
     return "a forward has no gradients to choose from";
   }

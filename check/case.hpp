@@ -31,11 +31,12 @@ struct Case {
   std::string result = "same";     // same, f32 (output dtype), partial
   std::string layout = "packed";   // packed, tokens (the other order), padded, unaligned
   std::string determinism = "fast";
-  std::string want = "all";    // gradients: all, dlse (all, and LSE has one), q, kv
-  std::string via = "verb";    // verb, into, plan, maskplan, inside
-  std::string index = "i32";   // of lengths, offsets and tables: i32, i64
-  std::string threads = "t1";  // t1, t2
-  std::string isa = "auto";    // auto, scalar, avx2, avx512, avx512_bf16, amx
+  std::string want = "all";          // gradients: all, dlse (all, and LSE has one), q, kv
+  std::string via = "verb";          // verb, into, plan, maskplan, inside
+  std::string index = "i32";         // of lengths, offsets and tables: i32, i64
+  std::string threads = "t1";        // t1, t2
+  std::string isa = "auto";          // auto, scalar, avx2, avx512, avx512_bf16, amx
+  std::string precision = "follow";  // or i8/bf16, i8/f32: not an axis, see all_cases
   std::uint64_t seed = 1;
 
   /// "forward.f32.d64.q64.k64.h2x2.b1.mask=causal": words at their default are left out.
@@ -45,6 +46,7 @@ struct Case {
   friend bool operator==(const Case&, const Case&) = default;
 
   bool backward() const { return op == "backward"; }
+  bool quantised() const { return precision != "follow"; }
   /// Multiply-adds of one product over all pairs: what the oracle's time grows with.
   double cost() const;
 };
@@ -69,7 +71,8 @@ bool impossible_pair(std::size_t axis_a,
                      std::string_view value_b);
 
 /// A seeded set in which every possible pair of values of two axes occurs for each operation and
-/// dtype, plus single-axis extremes: about 1,500 cases. Cheap combinations are preferred.
+/// dtype, plus single-axis extremes: about 1,500 cases. Cheap combinations are preferred. Some of
+/// the forwards come again with scores of int8, which not every backend has.
 const std::vector<Case>& all_cases();
 /// The masks of the gallery, forward and backward, by bits of a plan and by the program inside it.
 std::vector<Case> gallery_cases();

@@ -26,11 +26,12 @@ struct Result {
   bool passed = false, skipped = false;
   std::string reason;                                                  // of a failure or a skip
   double max_abs = 0, limit = 0, relative_l1 = 0, gain = 1, bias = 0;  // of the worst tensor
+  double exact_relative_l1 = 0;  // scores of int8: O against exact attention of the inputs
   std::vector<Comparison> tensors;
   double seconds = 0;
 
   /// One JSON object: name, backend, kernel, passed, skipped, reason, max_abs, limit, relative_l1,
-  /// gain, bias.
+  /// gain, bias, exact_relative_l1.
   std::string json() const;
 };
 

@@ -63,6 +63,10 @@ std::ptrdiff_t pattern_break(const std::vector<double>& x, const std::vector<dou
 
 }  // namespace
 
+double relative_l1(const Reading& result, const Reading& oracle) {
+  return distance(result.values, oracle.values).relative_l1;
+}
+
 double ulp(DType dtype, double x) {
   const int digits = dtype == DType::bf16  ? 7
                      : dtype == DType::f16 ? 10

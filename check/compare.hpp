@@ -25,6 +25,9 @@ Comparison compare(const Reading& result,
                    const std::vector<Reading>& twins,
                    const Gate& gate);
 
+/// Sum of |result - oracle| over that of |oracle|, where both are finite.
+double relative_l1(const Reading& result, const Reading& oracle);
+
 /// Distance between neighbours of `dtype` at magnitude x.
 double ulp(DType dtype, double x);
 

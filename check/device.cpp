@@ -37,8 +37,13 @@ View Place::bring(const Buffer& buffer) {
 Inputs Place::bring(const Inputs& host) {
   Inputs out = host;
   if (device_.kind == Device::Kind::cpu) return out;
-  for (View* v :
-       {&out.q.data, &out.dout.data, &out.kv.k, &out.kv.v, &out.options.sink, &out.backward.dlse})
+  for (View* v : {&out.q.data,
+                  &out.dout.data,
+                  &out.kv.k,
+                  &out.kv.v,
+                  &out.kv.k_mean,
+                  &out.options.sink,
+                  &out.backward.dlse})
     for (const Buffer& b : host.owners)
       if (*v && b.view().data == v->data) {
         *v = bring(b);

@@ -260,6 +260,12 @@ class Maker {
       o.dropout = 0.25;
       o.seed = c_.seed * 77 + 5;
     }
+    if (c_.quantised()) {
+      o.precision = {DType::i8, c_.precision == "i8/bf16" ? DType::bf16 : DType::f32, false};
+      const View mean = keep(Buffer(DType::f32, {c_.kv_heads, c_.d}));
+      for (std::int64_t h = 0; h < c_.kv_heads; ++h) put_row(mean, mean.at({h, 0}));
+      in_.kv.k_mean = mean;
+    }
     o.max_logit = c_.aux == "max" || c_.aux == "both";
     o.key_mass = c_.aux == "mass" || c_.aux == "both";
     o.partial = c_.result == "partial";

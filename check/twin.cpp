@@ -124,7 +124,11 @@ class Head {
       if (score[j] == -infinity) continue;
       const float w = std::exp(score[j] - shift);
       sum += w;
-      axpy(round_to(p_.spec.dtype, w * keep_scale[j]), &v[j * dv], o.data(), dv);
+      const Precision& format = p_.spec.precision;
+      axpy(round_to(format.follow ? p_.spec.dtype : format.pv, w * keep_scale[j]),
+           &v[j * dv],
+           o.data(),
+           dv);
     }
     for (float& x : o) x /= sum;
     lse = shift + std::log(sum);

@@ -96,7 +96,13 @@ int run(const Flags& f) {
                             : "FAIL",
                  r.name,
                  r.reason.empty()
-                     ? fmt::format(": max error {:.3g}, limit {:.3g}", r.max_abs, r.limit)
+                     ? fmt::format(": max error {:.3g}, limit {:.3g}{}",
+                                   r.max_abs,
+                                   r.limit,
+                                   r.exact_relative_l1 > 0
+                                       ? fmt::format("; {:.2g} of exact attention in relative L1",
+                                                     r.exact_relative_l1)
+                                       : "")
                      : ": " + r.reason);
     }
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores of int8 equal the oracle on inputs that a plain loop rounded the same way, on every
 // instruction set; how far that is from exact attention; what is refused.
+#include "check/quantised.hpp"
 #include "cpu_support.hpp"
 
 namespace undivided::test {
@@ -10,71 +11,6 @@ double get(const View& v, std::int64_t i) {
   return load_element(
       v.dtype, static_cast<std::byte*>(v.data) + i * static_cast<std::int64_t>(size_of(v.dtype)));
 }
-
-/// Rows of d + 1 float64: what int8 makes of a row less its head's mean, then `last(row, head)`.
-template <class F>
-Tensor rounded_rows(const Tensor& x, const float* mean, F&& last) {
-  const std::int64_t d = x.size(-1), heads = x.size(1), tokens = x.rank == 4 ? x.size(2) : 1;
-  Tensor out = x.rank == 4 ? Tensor::empty(DType::f64, {x.size(0), heads, tokens, d + 1})
-                           : Tensor::empty(DType::f64, {x.size(0), heads, d + 1});
-  for (std::int64_t row = 0; row < x.count() / d; ++row) {
-    const std::int64_t head = row / tokens % heads;
-    std::vector<float> r;
-    float most = 0, wrong = 0;
-    for (std::int64_t c = 0; c < d; ++c) {
-      r.push_back(static_cast<float>(get(x, row * d + c)) - (mean ? mean[head * d + c] : 0.0f));
-      most = std::max(most, std::fabs(r.back()));
-      wrong += 0 * r.back();
-    }
-    const bool counts = most >= 0x1p-100f;
-    const float inverse = counts ? 127.0f / most : 0.0f;
-    const double factor = (counts ? most / 127.0f : 0.0f) + wrong;
-    double* to = out.ptr<double>() + row * (d + 1);
-    for (const float value : r) *to++ = factor * std::nearbyint(value * inverse);
-    *to = last(row, head);
-  }
-  return out;
-}
-
-Tensor rounded_values(const Tensor& v, DType pv) {
-  Tensor out = Tensor::empty_like(v, DType::f64);
-  for (std::int64_t i = 0; i < v.count(); ++i) {
-    std::byte part[8];
-    store_element(pv, part, get(v, i));
-    out.ptr<double>()[i] = load_element(pv, part);
-  }
-  return out;
-}
-
-/// The problem that int8 makes of a problem, exactly: a last column adds q.mean to each score.
-struct Twin {
-  Tensor q, k, v;
-  Rows rows;
-  Kv keys;
-  Options options;
-  Twin(const Case& c, const Data& x, const Tensor& mean) {
-    const float* m = mean ? mean.ptr<float>() : nullptr;
-    const std::int64_t d = c.d, group = c.hq / c.hkv;
-    q = rounded_rows(x.qt, nullptr, [&](std::int64_t row, std::int64_t head) {
-      double dot = 0;
-      for (std::int64_t i = 0; m && i < d; ++i)
-        dot += get(x.qt, row * d + i) * static_cast<double>(m[head / group * d + i]);
-      return dot;
-    });
-    k = rounded_rows(x.k, m, [](std::int64_t, std::int64_t) { return 1.0; });
-    v = rounded_values(x.v, c.options.precision.pv);
-    rows = x.q;
-    rows.data = q;
-    keys = x.kv;
-    keys.k = k;
-    keys.v = v;
-    keys.k_mean = {};
-    options = c.options;
-    options.precision = {};
-    options.out_dtype.reset();
-    options.scale = c.options.scale.value_or(1 / std::sqrt(static_cast<double>(d)));
-  }
-};
 
 Precision int8(DType pv = DType::bf16) { return {DType::i8, pv, false}; }
 
@@ -109,8 +45,8 @@ void expect_twin(Case c, const Context& context = {}) {
     const Tensor mean = smooth ? random_mean(c) : Tensor{};
     x.kv.k_mean = mean;
     const Results got = run(c, x, context);
-    const Twin twin(c, x, mean);
-    const Results want = oracle_of(resolve(twin.rows, twin.keys, twin.options));
+    const auto twin = check::quantised(x.q, x.kv, c.options);
+    const Results want = oracle_of(resolve(twin.q, twin.kv, twin.options));
     const DType out = c.options.out_dtype.value_or(c.dtype);
     // P is rounded to bf16 before it meets V.
     const double limit = limit_of(out) + (c.options.precision.pv == DType::bf16 ? 3e-3 : 0);
@@ -205,8 +141,8 @@ TEST_P(CpuQuantised, RowsOfZerosAreZeroAndBadOnesStayAlone) {
     *static_cast<float*>(x.qt.at({0, 0, 7, e})) = 0;
   }
   Results got = run(c, x);
-  const Twin twin(c, x, {});
-  const Results want = oracle_of(resolve(twin.rows, twin.keys, twin.options));
+  const auto twin = check::quantised(x.q, x.kv, c.options);
+  const Results want = oracle_of(resolve(twin.q, twin.kv, twin.options));
   EXPECT_LE(relative_error(got.o, want.o), 1e-5);
   EXPECT_NEAR(*static_cast<float*>(got.lse.at({0, 0, 7})), std::log(90.0), 1e-5);
 
