@@ -137,6 +137,7 @@ INSTANTIATE_TEST_SUITE_P(Grid, Cpu, testing::Range(0, shards));
 TEST(Reference, AgreesWithItselfThroughThePlan) {
   // The oracle as a backend stores what it computed in the types that were asked for.
   for (const Case& c : some_cases(reduced() ? 10 : 60)) {
+    if (c.quantised()) continue;  // which it refuses: it computes in float64
     const Result r = run_case(c, Backend::reference);
     EXPECT_TRUE(r.passed) << r.name << ": " << r.reason;
   }
