@@ -147,9 +147,10 @@ __device__ inline void add_dq(const Params& p, unsigned base) {
         bulk_wait_read<0>();
         mbarrier_arrive(base + L::dq_empty + 8 * g);
       } else if (g == 1) {
+        bulk_wait_read<0>();
+        for (int i = 0; i < 2; ++i) mbarrier_arrive(base + L::dq_empty + 8 * i);
         bulk_wait<0>();
         pass_turn(p.dq_turns + 2 * tile);
-        for (int i = 0; i < 2; ++i) mbarrier_arrive(base + L::dq_empty + 8 * i);
       }
     }
   }

@@ -25,6 +25,7 @@ struct WideConsumer90 {
   Keys90<C> keys;
   Ring<C::stages> ring;
   unsigned step = 0;
+  int turn_to_pass = -1;  // ordered: of the tile before
 
   __device__ __forceinline__ void free(unsigned barrier) {
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
@@ -56,20 +57,24 @@ struct WideConsumer90 {
     wgmma_wait<0>();
     pin(dq);
     free(L::ds_empty + 8 * (of & 1));
-    int* const turns = p.dq_turns + 2 * tile + group;
     if constexpr (C::ordered) {
-      if ((threadIdx.x & 127) == 0) wait_for_turn(turns, turn);
+      pass_last_turn<group>();
+      turn_to_pass = 2 * tile + group;
+      if ((threadIdx.x & 127) == 0) wait_for_turn(p.dq_turns + turn_to_pass, turn);
       named_barrier_sync(1 + group, 128);
     }
     float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats +
                 group * (L::dq_floats / 2) + (threadIdx.x & 127) * 4;
 #pragma unroll
     for (int i = 0; i < L::dq_columns(group) / 8; ++i) add_quad(to + i * 512, dq[i]);
-    if constexpr (C::ordered) {
-      __threadfence();
-      named_barrier_sync(1 + group, 128);
-      if ((threadIdx.x & 127) == 0) pass_turn(turns);
-    }
+  }
+  /// A turn is passed one tile later: by then its sums have arrived, and the fence costs nothing.
+  template <int group>
+  __device__ __forceinline__ void pass_last_turn() {
+    if (!C::ordered || turn_to_pass < 0) return;
+    __threadfence();
+    named_barrier_sync(1 + group, 128);
+    if ((threadIdx.x & 127) == 0) pass_turn(p.dq_turns + turn_to_pass);
   }
 
   __device__ __forceinline__ Pairs90<C, Mask, Score> pairs(int h, int tile, int at) {
@@ -137,6 +142,7 @@ struct WideConsumer90 {
       float dq[L::dq_columns(0) / 8][4];
       start_dq<0>(dq, step - 1);
       finish_dq<0>(dq, step - 1, before, turn);
+      pass_last_turn<0>();
     }
     store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
   }
@@ -202,6 +208,7 @@ struct WideConsumer90 {
         free(L::ds_empty + 8 * (step & 1));
       }
     }
+    if constexpr (L::dq_columns(1) > 0) pass_last_turn<1>();
     store_keys90<C>(p, s, p.dk, b, kv_head, keys.mine, dk, p.scale);
   }
 };
