@@ -49,6 +49,14 @@ TEST(CudaText, LiteralsRoundTrip) {
   has("k <= q ? score : -inf", "= __int_as_float(0xff800000);");
   has("score + (q - -2147483648)", "= (-2147483647 - 1);");
   has("tanh(score) + exp(score)", "tanhf(v0)");
+  // Scores may be fast; what masks compare stays exact.
+  const auto fast = [](const char* text) {
+    return expr::print_cuda(expr::parse(text, expr::Type::f32, {}), true);
+  };
+  EXPECT_NE(fast("tanh(score)").find("tanh_fast(v0)"), std::string::npos);
+  EXPECT_NE(fast("score / 20").find("* (1.0f / "), std::string::npos);
+  EXPECT_NE(fast("score / score").find("__fdividef("), std::string::npos);
+  has("score / score", "v0 / v0");
   has("log(score) + sqrt(score)", "sqrtf(v0)");
   has("score + trunc(score) % 3", "__float2int_rz(v0)");
   has("array b: bool[1]; b[q] ? score : 0.0", "load_b(env.a0, ");

@@ -34,6 +34,7 @@ KernelSpec base(const Spec& spec, KernelKind kind) {
   k.dropout = spec.dropout;
   k.aligned = spec.aligned;
   k.wide_dout = spec.op == Operation::backward && spec.dout_dtype == DType::f32;
+  k.ordered = spec.op == Operation::backward && spec.determinism != Determinism::fast;
   return k;
 }
 
@@ -138,7 +139,6 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
   c.kernels.push_back(base(s, KernelKind::preprocess));
   KernelSpec whole = base(s, KernelKind::backward);
   whole.captured = s.captured && whole.score;
-  whole.ordered = s.determinism != Determinism::fast;
   if (preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90)) {
     c.kernels.push_back(whole);
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));

@@ -54,7 +54,7 @@ std::string function(const std::string& head,
   std::string text = fmt::format("  {} {{\n    const {} env(p.{});\n", head, environment, contents);
   for (std::size_t i = 0; i < program.roots.size(); ++i)
     text += fmt::format("    {} out{};\n", cuda_type(program.root(i).type), i);
-  const std::string statements = expr::print_cuda(program);
+  const std::string statements = expr::print_cuda(program, contents == std::string_view("score"));
   for (std::size_t at = 0; at < statements.size();) {
     const std::size_t end = std::min(statements.find('\n', at), statements.size());
     text += "    " + statements.substr(at, end - at) + "\n";

@@ -184,7 +184,7 @@ KernelSpec canonical(KernelSpec s) {
   }
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q) s.captured = false;
-  if (s.kind != KernelKind::backward) s.ordered = false;
+  if (s.kind != KernelKind::backward && s.kind != KernelKind::gather_dq) s.ordered = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
   if (s.kind == KernelKind::key_mass) s.dv = none.dv;
   if (s.split || s.kind == KernelKind::key_mass || s.kind == KernelKind::preprocess ||

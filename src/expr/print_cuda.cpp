@@ -31,7 +31,7 @@ std::string integer_literal(std::int64_t value) {
   return value == INT32_MIN ? "(-2147483647 - 1)" : std::to_string(value);
 }
 
-std::string value_of(const Program& p, const Node& n) {
+std::string value_of(const Program& p, const Node& n, bool fast) {
   auto v = [&](std::size_t i) { return fmt::format("v{}", n.operand[i]); };
   const bool real = n.type == Type::f32;
   switch (n.op) {
@@ -68,7 +68,7 @@ std::string value_of(const Program& p, const Node& n) {
     case Op::select:
       return fmt::format("({} ? {} : {})", v(0), v(1), v(2));
     case Op::tanh:
-      return fmt::format("tanhf({})", v(0));
+      return fmt::format("{}({})", fast ? "tanh_fast" : "tanhf", v(0));
     case Op::exp:
       return fmt::format("expf({})", v(0));
     case Op::log:
@@ -79,6 +79,14 @@ std::string value_of(const Program& p, const Node& n) {
       return fmt::format("(float)({})", v(0));
     case Op::trunc:
       return fmt::format("__float2int_rz({})", v(0));  // saturates; NaN gives 0
+    case Op::div:  // by what is the same for all pairs: once the inverse
+      if (fast && real) {
+        const Op by = p.nodes[static_cast<std::size_t>(n.operand[1])].op;
+        if (by == Op::constant || by == Op::param)
+          return fmt::format("{} * (1.0f / {})", v(0), v(1));
+        return fmt::format("__fdividef({}, {})", v(0), v(1));
+      }
+      break;
     default:
       break;
   }
@@ -88,11 +96,11 @@ std::string value_of(const Program& p, const Node& n) {
 
 }  // namespace
 
-std::string print_cuda(const Program& p) {
+std::string print_cuda(const Program& p, bool fast) {
   std::string text;
   for (std::size_t i = 0; i < p.nodes.size(); ++i) {
     const Node& n = p.nodes[i];
-    text += fmt::format("const {} v{} = {};\n", cuda_type(n.type), i, value_of(p, n));
+    text += fmt::format("const {} v{} = {};\n", cuda_type(n.type), i, value_of(p, n, fast));
   }
   for (std::size_t i = 0; i < p.roots.size(); ++i)
     text += fmt::format("out{} = v{};\n", i, p.roots[i]);

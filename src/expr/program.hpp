@@ -201,7 +201,8 @@ Gradient differentiate(const Program& p);
 
 /// CUDA text: the body of a device function. Positions and score are the given variable names,
 /// arrays and parameters come through `env` members named after slots and parameters (a<i>, p<i>).
-/// Emits statements that end by writing `out<i>` for each root.
-std::string print_cuda(const Program& p);
+/// Emits statements that end by writing `out<i>` for each root. `fast`: tanh within 3e-6 and float
+/// division within 2 ulp, for scores; masks compare what they divide, and stay exact.
+std::string print_cuda(const Program& p, bool fast = false);
 
 }  // namespace undivided::expr
