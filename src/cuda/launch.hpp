@@ -23,7 +23,9 @@ MatrixRef matrix(const View& view, bool packed_rows);
 ScalarRef scalars(const View& view, bool packed_rows);
 IndexRef indices(const View& view);
 
-/// Sets the tile counts of this kernel's grid and launches it; an empty grid launches nothing.
+/// Sets the tile counts of this kernel's grid.
+void set_tiles(const KernelSpec& spec, Params& p);
+/// The same, and launches it; an empty grid launches nothing.
 void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
 
 /// The same for the sm90 family: also encodes how the copy engine reads Q, K and V, and zeroes the

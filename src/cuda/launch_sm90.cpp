@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launches of the sm90 family: how the copy engine reads the tensors, and counters zeroed on the
+// stream.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "cuda/launch.hpp"
+#include "cuda/tuning.hpp"
+#include "undivided/error.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+// As the kernel reads them; see kernels/work_sm90.cuh.
+struct alignas(64) TensorMap {
+  std::uint64_t words[16];
+};
+struct TensorMaps {
+  TensorMap q, k, v;
+};
+struct BackwardMaps {
+  TensorMap q, k, v, dout;
+};
+struct Schedule {
+  int tiles, section, box;
+  void* counter;
+};
+
+// How many there are along an axis, elements from one to the next, and how many a box takes.
+struct Axis {
+  long long count, stride;
+  int box;
+};
+
+// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
+void encode(
+    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
+  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
+  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
+  std::uint64_t extents[4] = {extent(dim)}, strides[3];
+  std::uint32_t box[4] = {64};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Axis& a = outer[i];
+    extents[i + 1] = extent(a.count);
+    // The stride of an axis of one is not used, and may be anything.
+    strides[i] =
+        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
+    box[i + 1] = static_cast<std::uint32_t>(a.box);
+  }
+  const std::uint32_t steps[4] = {1, 1, 1, 1};
+  driver.cuTensorMapEncodeTiled(&map,
+                                dtype == DType::f16 ? type_f16 : type_bf16,
+                                4,
+                                data,
+                                extents,
+                                strides,
+                                box,
+                                steps,
+                                0,
+                                swizzle_128,
+                                promote_128,
+                                0);
+}
+
+// A tensor of tokens in boxes of `rows`.
+void encode(Driver& driver,
+            TensorMap& map,
+            DType dtype,
+            const MatrixRef& m,
+            int dim,
+            long long tokens,
+            int heads,
+            long long batch,
+            int rows) {
+  encode(driver,
+         map,
+         dtype,
+         m.data,
+         dim,
+         {{tokens, m.token, rows}, {heads, m.head, 1}, {batch, m.batch, 1}});
+}
+
+}  // namespace
+
+void launch_sm90(Driver& driver,
+                 const LoadedKernel& kernel,
+                 Params& p,
+                 int multiprocessors,
+                 void* counter,
+                 StreamHandle stream) {
+  const KernelSpec& s = kernel.spec;
+  set_tiles(s, p);
+  const long long tiles =
+      static_cast<long long>(p.q_tiles) * (s.packed ? p.kv_heads : p.heads) * p.batch * p.splits;
+  if (tiles <= 0) return;
+  if (tiles > std::numeric_limits<int>::max() - 65536)
+    throw Error(
+        Code::invalid_argument,
+        Stage::run,
+        fmt::format("kernel {} has {} query tiles; at most 2147418111 are counted: split the batch",
+                    kernel.info.name,
+                    tiles));
+  const bool ragged_q = s.rows == RowKind::ragged, ragged_k = s.kv == KvKind::ragged;
+  const bool paged = s.kv == KvKind::paged;
+  const int m = s.tile_m(), n = s.tile_n();
+  const int box = paged ? std::gcd(p.pages.size, n) : n;
+  const Axis q_batch{ragged_q ? 1 : p.batch, p.q.batch, 1};
+  const Axis q_tokens{ragged_q ? p.total_q : p.max_q_len, p.q.token, s.packed ? m / p.group : m};
+  const Axis q_heads{p.heads, p.q.head, s.packed ? p.group : 1};
+  const long long k_tokens = paged ? p.pages.size : ragged_k ? p.total_k : p.max_k_len;
+  const long long k_batch = paged ? p.pages.pages : ragged_k ? 1 : p.batch;
+  TensorMaps maps;
+  if (s.packed)
+    encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_heads, q_tokens, q_batch});
+  else
+    encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_tokens, q_heads, q_batch});
+  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, box);
+  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, box);
+  Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), box, counter};
+  driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
+  void* arguments[] = {&p, &maps, &schedule};
+  driver.cuLaunchKernel(kernel.function,
+                        static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),
+                        1,
+                        1,
+                        kernel.threads,
+                        1,
+                        1,
+                        kernel.shared_memory,
+                        stream,
+                        arguments,
+                        nullptr);
+}
+
+void launch_backward_sm90(Driver& driver,
+                          const LoadedKernel& kernel,
+                          Params& p,
+                          StreamHandle stream) {
+  const KernelSpec& s = kernel.spec;
+  set_tiles(s, p);
+  const long long tiles = sm90_dq_tiles(s, p.batch, p.heads, p.max_q_len, p.total_q);
+  const long long floats = tiles * sm90_dq_floats(s);
+  const long long blocks = grid_size(s, p);
+  if (floats > 0)
+    driver.cuMemsetD32Async(
+        reinterpret_cast<DevicePtr>(p.dq_sum), 0, static_cast<std::size_t>(floats), stream);
+  if (s.ordered)
+    driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(p.dq_turns),
+                            0,
+                            static_cast<std::size_t>(2 * tiles + 1),
+                            stream);
+  if (blocks <= 0) return;
+  if (blocks > std::numeric_limits<int>::max() || tiles > std::numeric_limits<int>::max())
+    throw Error(
+        Code::invalid_argument,
+        Stage::run,
+        fmt::format(
+            "kernel {} has {} key tiles and {} query tiles; a launch counts 2147483647 of each: "
+            "split the batch",
+            kernel.info.name,
+            blocks,
+            tiles));
+  const bool ragged = s.rows == RowKind::ragged;
+  const long long q_tokens = ragged ? p.total_q : p.max_q_len;
+  const long long k_tokens = s.kv == KvKind::ragged ? p.total_k : p.max_k_len;
+  const int q_batch = ragged ? 1 : p.batch, k_batch = s.kv == KvKind::ragged ? 1 : p.batch;
+  BackwardMaps maps{};  // without queries nothing is copied, and there may be no address
+  if (q_tokens > 0) {
+    encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
+    encode(driver, maps.dout, s.dtype, p.dout, s.dv, q_tokens, p.heads, q_batch, s.tile_m());
+  }
+  encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
+  const int pairs = std::max(1, p.kv_heads * p.batch);
+  Schedule schedule{static_cast<int>(blocks),
+                    std::min(pairs, std::max(1, sm90_section(s, p) / p.group)),
+                    0,
+                    s.ordered ? p.dq_turns + 2 * tiles : nullptr};
+  void* arguments[] = {&p, &maps, &schedule};
+  driver.cuLaunchKernel(kernel.function,
+                        static_cast<unsigned>(blocks),
+                        1,
+                        1,
+                        kernel.threads,
+                        1,
+                        1,
+                        kernel.shared_memory,
+                        stream,
+                        arguments,
+                        nullptr);
+}
+
+}  // namespace undivided::cuda
