@@ -13,6 +13,9 @@ struct QuadWords {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<std::byte*>(row) + c),
                      _mm512_cvtepi32_epi8(x));
   }
-  UNDIVIDED_VEC float start(int sum) { return __builtin_bit_cast(float, -128 * sum); }
+  // Modular: the numbers of a row that is not finite are no numbers, and its factor is NaN.
+  UNDIVIDED_VEC float start(int sum) {
+    return __builtin_bit_cast(float, 0u - 128u * static_cast<unsigned>(sum));
+  }
   UNDIVIDED_VEC vf number(vf sum) { return to_f(as_i(sum)); }
 };
