@@ -142,16 +142,15 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
   if (preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90)) {
     c.kernels.push_back(whole);
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
-    if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));
     c.dq_sum = 0;
-    return;
+  } else {
+    if (s.want_dq || s.captured) {
+      KernelSpec k = base(s, KernelKind::backward_q);
+      k.captured = s.captured && k.score;
+      c.kernels.push_back(k);
+    }
+    if (s.want_dk || s.want_dv) c.kernels.push_back(base(s, KernelKind::backward_kv));
   }
-  if (s.want_dq || s.captured) {
-    KernelSpec k = base(s, KernelKind::backward_q);
-    k.captured = s.captured && k.score;
-    c.kernels.push_back(k);
-  }
-  if (s.want_dk || s.want_dv) c.kernels.push_back(base(s, KernelKind::backward_kv));
   if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));
 }
 

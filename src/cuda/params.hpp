@@ -49,6 +49,11 @@ struct ArrayRef {
   int low, high;
 };
 
+/// Lanes that share a row in preprocess: each has 8 of its columns, while there are so many.
+constexpr int row_lanes(int columns) {
+  return columns > 128 ? 32 : columns > 64 ? 16 : columns > 32 ? 8 : columns > 16 ? 4 : 2;
+}
+
 inline constexpr int max_arrays = 8;
 inline constexpr int max_values = 32;
 

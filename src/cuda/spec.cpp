@@ -395,10 +395,8 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       return batch * p.q_tiles * p.heads * s.chunks();
     case KernelKind::backward_kv:
       return batch * p.k_tiles * p.kv_heads * s.chunks();
-    case KernelKind::preprocess: {
-      const int lanes = s.dv > 128 ? 32 : s.dv > 64 ? 16 : s.dv > 32 ? 8 : s.dv > 16 ? 4 : 2;
-      return warps(parts(rows_of(s.rows, p), 32 / lanes));
-    }
+    case KernelKind::preprocess:
+      return warps(parts(rows_of(s.rows, p), 32 / row_lanes(s.dv)));
     case KernelKind::combine:
     case KernelKind::merge:
       return warps(rows_of(s.rows, p));

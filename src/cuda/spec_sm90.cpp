@@ -108,16 +108,19 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += "namespace undivided::cuda {\n\nstruct Config {\n";
   text +=
       fmt::format("  using Element = {};\n  using Out = {};\n", element(s.dtype), element(s.out));
-  const std::pair<const char*, int> integers[] = {{"dqk", s.dqk},
-                                                  {"dv", s.dv},
-                                                  {"m", t.queries},
-                                                  {"n", t.keys},
-                                                  {"warpgroups", t.warpgroups},
-                                                  {"stages", t.stages},
-                                                  {"q_stages", t.q_stages},
-                                                  {"slack", t.slack},
-                                                  {"producer_registers", t.producer_registers},
-                                                  {"consumer_registers", t.consumer_registers}};
+  const std::pair<const char*, int> integers[] = {
+      {"dqk", s.dqk},
+      {"dv", s.dv},
+      {"m", t.queries},
+      {"n", t.keys},
+      {"shared_memory", static_cast<int>(s.shared_memory())},
+      {"dq_floats", backward ? sm90_dq_floats(s) : 0},
+      {"warpgroups", t.warpgroups},
+      {"stages", t.stages},
+      {"q_stages", t.q_stages},
+      {"slack", t.slack},
+      {"producer_registers", t.producer_registers},
+      {"consumer_registers", t.consumer_registers}};
   for (const auto& [name, value] : integers)
     text += fmt::format("  static constexpr int {} = {};\n", name, value);
   text += fmt::format("  static constexpr MaskKind mask = MaskKind::{};\n", mask_name(s.mask));

@@ -15,8 +15,8 @@ bool heavy(const KernelSpec& k) {
   return k.score || k.dropout || k.mask == MaskKind::program || k.mask == MaskKind::plan;
 }
 // Do the warpgroups of the backward share 64 keys? See kernels/backward_wide_sm90.cuh. At d 128
-// with a plan that gave 310 where 128 keys give 500 and spill a few scalars; an order of sums over
-// a plan is that of its blocks.
+// with a plan (prefix-LM) that gave 301 where 128 keys give 491 and spill a few scalars; an order
+// of sums over a plan is that of its blocks.
 bool wide(const KernelSpec& k) {
   const int d = std::max(k.dqk, k.dv);
   return d > 128 || (heavy(k) && d <= 64) || (k.mask == MaskKind::plan && k.ordered);

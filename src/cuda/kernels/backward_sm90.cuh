@@ -372,6 +372,8 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
                                                  const Schedule& schedule,
                                                  const Consume& consume) {
   using L = SharedBackward90<C>;
+  static_assert(L::bytes + 1024 <= C::shared_memory, "what the launch asks for");
+  static_assert(L::dq_floats == C::dq_floats, "what the workspace has");
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned base = (shared_address(shared) + 1023) & ~1023u;
   const int group = warpgroup_index();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// dQ, dK and dV on Hopper for head dims above 128: the sums of one gradient fill a warpgroup.
+// dQ, dK and dV on Hopper where the sums of one gradient fill a warpgroup, as above head dim 128,
+// or where masks and scores need its registers: wide() in tuning.cpp says when.
 //
 // One CTA owns 64 keys of a KV head. Its warpgroups share every pair and halve the columns:
 //   warpgroup 0: S^T = K Q^T; P = e^(s - LSE), passed on; dV += dropped(P)^T dO; dQ, left columns

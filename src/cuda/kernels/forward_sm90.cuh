@@ -377,6 +377,7 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
                                              const TensorMaps& maps,
                                              const Schedule& schedule) {
   using L = Shared90<C>;
+  static_assert(L::bytes + 1024 <= C::shared_memory, "what the launch asks for");
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned base = (shared_address(shared) + 1023) & ~1023u;
   const int group = warpgroup_index();

@@ -16,9 +16,6 @@ __device__ inline float load_any(const void* data, int type, long long at) {
   return to_float(static_cast<const BFloat16*>(data)[at]);
 }
 
-/// Lanes of a row: 8 columns each while they last; grid_size() in spec.cpp says the same.
-constexpr int row_lanes(int d) { return d > 128 ? 32 : d > 64 ? 16 : d > 32 ? 8 : d > 16 ? 4 : 2; }
-
 /// Elements at .. at + 7.
 template <bool aligned>
 __device__ inline void load_eight(float (&x)[8], const void* data, int type, long long at) {
