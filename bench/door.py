@@ -59,8 +59,16 @@ class Library:
 
     def call(self, name, *arguments):
         """undivided_<name>; structs are passed by address, None as null."""
-        if getattr(self.door, f"undivided_{name}")(*map(address, arguments)):
-            raise RuntimeError(self.door.undivided_last_error().decode())
+        self.ready(name, *arguments)()
+
+    def ready(self, name, *arguments):
+        """The same call with its arguments converted now: what is left of the cost is little Python."""
+        function, converted = getattr(self.door, f"undivided_{name}"), [address(a) for a in arguments]
+
+        def call():
+            if function(*converted):
+                raise RuntimeError(self.door.undivided_last_error().decode())
+        return call
 
     def text(self, name):
         return getattr(self.door, f"undivided_bench_{name}")().decode()

@@ -16,7 +16,7 @@
 #include <regex>
 #include <vector>
 
-#include "attention/execute.hpp"
+#include "cli/bench_overhead.hpp"
 #include "cli/bench_rows.hpp"
 #include "cli/common.hpp"
 #include "cli/device.hpp"
@@ -118,19 +118,6 @@ double read_seconds(const Workload& w) {
   });
 }
 
-/// What a call costs beside the kernel: a problem of one pair, 10000 warm calls.
-double overhead_seconds(const Row& r, const Workload& w, const Context& context) {
-  const Job job(w, false, context);
-  const Problem p = resolve(w.q, w.kv, w.options);
-  std::function<void()> step = [&] { attention(w.q, w.kv, w.options, context); };
-  if (r.step == "resolve") step = [&] { resolve(w.q, w.kv, w.options); };
-  if (r.step == "plan") step = [&] { plan(p.spec, rounded(p.bounds), p.device, context); };
-  if (r.step == "run") step = [&] { job.run_forward(); };
-  std::vector<double> times;
-  repeat(0, 10000, [&] { times.push_back(time_of(step)); });
-  return median(times);
-}
-
 /// Differential attention, first version: pairs of heads of width d over values of 2 d, as the verb
 /// computes them, in turns with the row beside it.
 Figures differential_figures(const Row& r, double budget, const Peak& peak) {
@@ -178,7 +165,7 @@ Figures measured(const Row& r, Backend backend, double budget, const Peak& peak)
   Figures f;
   f.flops = backward ? job.backward_flops() : job.forward_flops();
   if (!r.step.empty()) {
-    f.seconds = overhead_seconds(r, work, context);
+    f.seconds = overhead_seconds(r, context);
   } else if (backend == Backend::cuda) {
     f.seconds = backward ? job.backward_seconds(budget) : job.forward_seconds(budget);
   } else {

@@ -209,7 +209,7 @@ void add_decode(List& list) {
 }
 
 void add_overheads(List& list) {
-  for (const char* step : {"verb", "resolve", "plan", "run"}) {
+  for (const char* step : {"verb", "resolve", "plan", "run", "c run"}) {
     Row r;
     r.usual = false;
     r.direction = "forward";
@@ -222,6 +222,37 @@ void add_overheads(List& list) {
   }
 }
 
+/// One driver call and what is around it; calls of more than one kernel; and the doors before it.
+void add_cuda_overheads(List& list) {
+  Row small;
+  small.usual = false;
+  small.direction = "forward";
+  small.dtype = DType::bf16;
+  small.heads = small.kv_heads = 8;
+  small.q_len = small.k_len = 128;
+  small.d = 64;
+  const auto add = [&](Row r, const char* step, const char* name, std::optional<double> most) {
+    r.step = step;
+    if (most) r.bar = Row::Bar{"seconds", *most, true};
+    list.add(r).name = std::string("overhead ") + name;
+  };
+  add(small, "run", "run", 5e-6);
+  add(small, "c run", "c run", {});
+  add(small, "verb", "verb", {});
+  Row tall = small;  // more tiles than multiprocessors
+  tall.q_len = tall.k_len = 4096;
+  add(tall, "run", "run many tiles", {});
+  Row decode = small;
+  decode.direction = "decode";
+  decode.heads = 32;
+  decode.q_len = 1;
+  decode.k_len = 8192;
+  add(decode, "run", "run decode", {});
+  Row backward = small;
+  backward.direction = "backward";
+  add(backward, "run", "run backward", {});
+}
+
 }  // namespace
 
 std::vector<Row> rows_of(Backend backend) {
@@ -231,6 +262,8 @@ std::vector<Row> rows_of(Backend backend) {
     add_long(list);
     add_decode(list);
     add_overheads(list);
+  } else {
+    add_cuda_overheads(list);
   }
   return std::move(list.rows_);
 }

@@ -20,7 +20,8 @@ struct Row {
   std::string score = "identity";  // or softcap, alibi, t5
   std::string precision;           // i8/bf16 or i8/f32; "": follows the inputs
   std::string isa;                 // forced; "": the best one
-  std::string step;                // of a call: verb, resolve, plan or run; "": the kernel's time
+  std::string step;                // of a call: verb, resolve, plan, run or c run; "": the
+                                   // kernel's time
   bool contended = false;          // beside a process that never sleeps
   bool usual = true;               // without --all and --filter too
   std::shared_ptr<Row> beside;     // timed in turns with this row

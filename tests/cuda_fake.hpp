@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -19,6 +20,12 @@ struct Launch {
   unsigned blocks, threads, shared;
   void* stream;
   Params params;
+  std::vector<std::uintptr_t> mapped;  // where the tensors begin that its maps describe
+};
+/// What the fake cuTensorMapEncodeTiled writes. A kernel of the sm90 family has three of them
+/// first.
+struct alignas(64) Map {
+  std::uintptr_t begin, rest[15];
 };
 struct State {
   int version = 13000, devices = 1, major = 9, minor = 0, multiprocessors = 132;
@@ -27,7 +34,18 @@ struct State {
   std::vector<Launch> launches;
   std::vector<std::pair<DevicePtr, std::size_t>> zeroed;
   int modules = 0;
+  bool maps = false;  // launches have maps after the parameters
 };
+/// Launches may come from several threads.
+inline std::mutex& lock() {
+  static std::mutex m;
+  return m;
+}
+/// The contexts of this thread, the current one last.
+inline std::vector<ContextHandle>& contexts() {
+  thread_local std::vector<ContextHandle> stack;
+  return stack;
+}
 inline State& state() {
   static State s;
   return s;
@@ -68,8 +86,14 @@ inline Result device_attribute(int* out, int which, int) {
 }
 inline Result device_memory(std::size_t* out, int) { return *out = std::size_t{80} << 30, 0; }
 inline Result pointer_of(void** out, int) { return *out = &state(), 0; }
-inline Result push(ContextHandle) { return 0; }
-inline Result pop(ContextHandle* out) { return *out = nullptr, 0; }
+inline Result current(ContextHandle* out) {
+  return *out = contexts().empty() ? nullptr : contexts().back(), 0;
+}
+inline Result push(ContextHandle context) { return contexts().push_back(context), 0; }
+inline Result pop(ContextHandle* out) {
+  *out = contexts().back();
+  return contexts().pop_back(), 0;
+}
 inline Result module_load(ModuleHandle* out, const void*) {
   *out = reinterpret_cast<void*>(static_cast<std::uintptr_t>(++state().modules));
   return state().load;
@@ -95,8 +119,32 @@ inline Result launch(FunctionHandle f,
                      StreamHandle stream,
                      void** arguments,
                      void**) {
-  state().launches.push_back({f, x, threads, shared, stream, *static_cast<Params*>(arguments[0])});
+  Launch made{f, x, threads, shared, stream, *static_cast<Params*>(arguments[0]), {}};
+  if (state().maps)
+    for (int i = 0; i < 3; ++i) made.mapped.push_back(static_cast<Map*>(arguments[1])[i].begin);
+  const std::lock_guard guard(lock());
+  state().launches.push_back(std::move(made));
   return state().launch;
+}
+inline Result zeroes_words(DevicePtr at, unsigned, std::size_t words, StreamHandle) {
+  const std::lock_guard guard(lock());
+  state().zeroed.emplace_back(at, 4 * words);
+  return 0;
+}
+inline Result encode(void* map,
+                     int,
+                     unsigned,
+                     void* begin,
+                     const std::uint64_t*,
+                     const std::uint64_t*,
+                     const std::uint32_t*,
+                     const std::uint32_t*,
+                     int,
+                     int,
+                     int,
+                     int) {
+  *static_cast<Map*>(map) = {reinterpret_cast<std::uintptr_t>(begin), {}};
+  return 0;
 }
 inline Result allocate(DevicePtr* out, std::size_t bytes, StreamHandle) {
   return *out = reinterpret_cast<DevicePtr>(std::aligned_alloc(256, (bytes + 255) / 256 * 256)), 0;
@@ -122,6 +170,7 @@ inline void* resolve(const char* name) {
       {"cuDeviceTotalMem_v2", at(&device_memory)},
       {"cuDeviceGetDefaultMemPool", at(&pointer_of)},
       {"cuDevicePrimaryCtxRetain", at(&pointer_of)},
+      {"cuCtxGetCurrent", at(&current)},
       {"cuCtxPushCurrent_v2", at(&push)},
       {"cuCtxPopCurrent_v2", at(&pop)},
       {"cuModuleLoadData", at(&module_load)},
@@ -130,6 +179,8 @@ inline void* resolve(const char* name) {
       {"cuFuncGetAttribute", at(&function_get)},
       {"cuFuncSetAttribute", at(&function_set)},
       {"cuMemsetD8Async", at(&zeroes)},
+      {"cuMemsetD32Async", at(&zeroes_words)},
+      {"cuTensorMapEncodeTiled", at(&encode)},
       {"cuLaunchKernel", at(&launch)},
       {"cuMemAllocAsync", at(&allocate)},
       {"cuMemFreeAsync", at(&release)},

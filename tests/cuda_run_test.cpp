@@ -1,92 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Claims about plans on CUDA that need no GPU: refusals, launches, parameters, and a run that only
-// launches. The driver is a fake that remembers.
+// Claims about plans on CUDA that need no GPU: refusals, launches and parameters. The driver is a
+// fake that remembers.
 #include <gtest/gtest.h>
 
 #include <filesystem>
 
-#include "cuda/backend.hpp"
 #include "cuda/choose.hpp"
-#include "cuda_fake.hpp"
-#include "problem/bound.hpp"
-#include "undivided/undivided.hpp"
+#include "cuda_run_support.hpp"
 
 namespace undivided::cuda {
 namespace {
-
-constexpr Device gpu{Device::Kind::cuda, 0};
-
-// Addresses only: nothing reads them here.
-View there(DType dtype, std::initializer_list<std::int64_t> shape, std::uintptr_t at) {
-  return View::of(reinterpret_cast<void*>(at), dtype, shape, gpu);
-}
-
-Problem problem(const Options& options, std::int64_t q_len = 300, std::int64_t k_len = 300) {
-  const Rows q(there(DType::bf16, {2, 8, q_len, 64}, 0x10000));
-  const Kv kv = dense(there(DType::bf16, {2, 2, k_len, 64}, 0x20000),
-                      there(DType::bf16, {2, 2, k_len, 64}, 0x30000));
-  Problem p = resolve(q, kv, options);
-  p.args.o = there(DType::bf16, {2, 8, q_len, 64}, 0x40000);
-  p.args.lse = there(DType::f32, {2, 8, q_len}, 0x50000);
-  return p;
-}
-
-class CudaRun : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
-    setenv("UNDIVIDED_FAMILY", "portable", 1);  // claims about the family that every card has
-    fake::state() = {};
-    driver_ = std::make_unique<Driver>(fake::resolve);
-    modules_ = std::make_unique<Modules>(
-        *driver_, KernelCache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {}));
-  }
-  void TearDown() override { unsetenv("UNDIVIDED_FAMILY"); }
-  std::unique_ptr<Prepared> prepared(const Problem& p) {
-    return prepare_with(*modules_, p.spec, p.bounds, 0, Compile::allowed);
-  }
-  const fake::Launch& launched(std::size_t i) const { return fake::state().launches.at(i); }
-
-  std::unique_ptr<Driver> driver_;
-  std::unique_ptr<Modules> modules_;
-};
-
-TEST_F(CudaRun, AWarmRunOnlyLaunches) {
-  const Problem p = problem({.mask = causal(), .max_logit = true});
-  const auto plan = prepared(p);
-  Args args = p.args;
-  args.max_logit = there(DType::f32, {2, 8}, 0x60000);
-  int marker = 0;
-  Context context;
-  context.stream = &marker;
-  plan->run(args, nullptr, context);
-  std::array<std::uint64_t, call_kinds> before{};
-  for (std::size_t k = 0; k < call_kinds; ++k) before[k] = driver_->calls(static_cast<CallKind>(k));
-  for (int i = 0; i < 100; ++i) plan->run(args, nullptr, context);
-  for (const CallKind kind :
-       {CallKind::memory, CallKind::module, CallKind::synchronise, CallKind::copy, CallKind::query})
-    EXPECT_EQ(driver_->calls(kind), before[static_cast<std::size_t>(kind)]) << name_of(kind);
-  EXPECT_EQ(driver_->calls(CallKind::launch) - before[static_cast<std::size_t>(CallKind::launch)],
-            200u);  // init and forward
-  EXPECT_EQ(launched(1).stream, &marker);
-}
-
-TEST_F(CudaRun, AWarmHopperRunNeitherAllocatesNorWaits) {
-  unsetenv("UNDIVIDED_FAMILY");
-  const Problem p = problem({.mask = causal()});
-  const auto plan = prepared(p);
-  ASSERT_EQ(plan->explanation.kernel.rfind("fwd.sm90a", 0), 0u) << plan->explanation.kernel;
-  std::vector<char> workspace(plan->workspace());
-  plan->run(p.args, workspace.data(), {});
-  std::array<std::uint64_t, call_kinds> before{};
-  for (std::size_t k = 0; k < call_kinds; ++k) before[k] = driver_->calls(static_cast<CallKind>(k));
-  for (int i = 0; i < 100; ++i) plan->run(p.args, workspace.data(), {});
-  for (const CallKind kind :
-       {CallKind::memory, CallKind::module, CallKind::synchronise, CallKind::copy})
-    EXPECT_EQ(driver_->calls(kind), before[static_cast<std::size_t>(kind)]) << name_of(kind);
-  EXPECT_EQ(driver_->calls(CallKind::launch) - before[static_cast<std::size_t>(CallKind::launch)],
-            200u);  // the tile counter is zeroed, then the kernel
-}
 
 TEST_F(CudaRun, ParametersSayWhatArgsSay) {
   Options options{.mask = window(100, 7), .score = softcap(20), .align = Align::end, .scale = 0.25};

@@ -181,4 +181,54 @@ TEST_F(GpuHopper, AnInvariantRowKeepsItsBits) {
   }
 }
 
+// Sums, turns and counters are zeroed by the run itself: a workspace may hold anything before it.
+TEST_F(GpuHopper, WhatAWorkspaceHeldChangesNothing) {
+  constexpr std::int64_t heads = 4, d = 128;
+  for (const std::int64_t length : {200, 3000})  // tiles: fewer than multiprocessors, and more
+    for (const Determinism determinism : {Determinism::fast, Determinism::reproducible}) {
+      SCOPED_TRACE(testing::Message() << length << " " << static_cast<int>(determinism));
+      const auto there = [&](std::int64_t h, unsigned seed) {
+        return cuda::to_device(random(DType::bf16, {batch, h, length, d}, seed), gpu);
+      };
+      const auto room = [&](std::int64_t h) {
+        return cuda::empty(DType::bf16, {batch, h, length, d}, gpu);
+      };
+      const Tensor q = there(heads, 1), k = there(kv_heads, 2), v = there(kv_heads, 3),
+                   dout = there(heads, 4), o = room(heads), dq = room(heads), dk = room(kv_heads),
+                   dv = room(kv_heads);
+      const Tensor lse = cuda::empty(DType::f32, {batch, heads, length}, gpu);
+      const Options options{.mask = causal(), .align = Align::start, .determinism = determinism};
+      Problem forward = resolve(Rows(q), dense(k, v), options);
+      forward.args.o = o;
+      forward.args.lse = lse;
+      Problem backward = resolve_backward(Rows(dout), Rows(q), dense(k, v), o, lse, options, {});
+      backward.args.dq = dq;
+      backward.args.dk = dk;
+      backward.args.dv = dv;
+      const auto run = [&](const Problem& p, int held) {
+        const Plan made = plan(p.spec, p.bounds, gpu);
+        const auto bytes = static_cast<std::int64_t>(made.workspace());
+        const Tensor host = Tensor::empty(DType::i8, {bytes});
+        std::memset(host.data, held, static_cast<std::size_t>(bytes));
+        made.run(p.args, cuda::to_device(host, gpu).data);
+        std::vector<Tensor> results;
+        for (const Tensor* t : {&o, &lse, &dq, &dk, &dv}) results.push_back(cuda::to_host(*t));
+        return results;
+      };
+      const auto both = [&](int held) {
+        run(forward, held);
+        return run(backward, held);
+      };
+      const std::vector<Tensor> clean = both(0), dirty = both(0xff), odd = both(0x3f);
+      for (std::size_t i = 0; i < clean.size(); ++i)
+        for (const auto* other : {&dirty, &odd}) {
+          SCOPED_TRACE(i);
+          if (i == 2 && determinism == Determinism::fast)  // dQ is added in any order
+            EXPECT_LT(difference((*other)[i], clean[i]), 0.1);
+          else
+            EXPECT_TRUE(same_bits((*other)[i], clean[i]));
+        }
+    }
+}
+
 }  // namespace undivided

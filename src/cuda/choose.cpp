@@ -176,7 +176,7 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
   }
   if (spec.op == Operation::backward) c.delta = take(c.rows);
   if (c.dq_sum >= 0) {
-    const KernelSpec k = base(spec, KernelKind::backward);
+    const KernelSpec& k = c.whole_backward = canonical(base(spec, KernelKind::backward));
     const std::int64_t tiles =
         sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
     c.dq_sum = take(tiles * sm90_dq_floats(k));

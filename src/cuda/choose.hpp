@@ -21,6 +21,7 @@ struct Choice {
   std::int64_t counter = -1;   // sm90: the next query tile
   std::int64_t dq_sum = -1;    // sm90: sums of dQ,
   std::int64_t dq_turns = -1;  // and where their order is kept
+  KernelSpec whole_backward;   // sm90: the kernel that makes those sums
   std::int64_t rows = 0;       // of query rows times heads at the bounds
   std::size_t workspace = 0;
   const char* not_sm90 = nullptr;  // why a preferred sm90 kernel was not taken

@@ -150,6 +150,12 @@ std::uint64_t Driver::calls(CallKind kind) const {
   return sum;
 }
 
+std::map<std::string, std::uint64_t> Driver::calls() const {
+  std::map<std::string, std::uint64_t> counts;
+  for (const Entry* entry : entries_) counts[entry->name_] = entry->calls();
+  return counts;
+}
+
 void Driver::check(Result result, const char* call) const {
   if (result == 0) return;
   const char *name = nullptr, *text = nullptr;
@@ -225,10 +231,14 @@ Driver& driver() {
 }
 
 DeviceScope::DeviceScope(Driver& driver, int device) : driver_(driver) {
-  driver_.cuCtxPushCurrent(driver_.device(device).context);
+  ContextHandle current = nullptr, wanted = driver_.device(device).context;
+  driver_.cuCtxGetCurrent(&current);
+  pushed_ = current != wanted;
+  if (pushed_) driver_.cuCtxPushCurrent(wanted);
 }
 
 DeviceScope::~DeviceScope() {
+  if (!pushed_) return;
   ContextHandle popped = nullptr;
   driver_.cuCtxPopCurrent.raw(&popped);
 }

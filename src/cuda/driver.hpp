@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -93,6 +94,7 @@ class Driver {
   int version() const { return version_; }    // 13000 is 13.0
 
   std::uint64_t calls(CallKind kind) const;
+  std::map<std::string, std::uint64_t> calls() const;  ///< by name
   /// Throws unless result is success; says what failed, and that it may come from earlier work.
   void check(Result result, const char* call) const;
   bool capturing(StreamHandle stream) const;
@@ -208,7 +210,7 @@ bool available();
 /// The process's driver, opened at first use. Raises Error{unsupported, plan} with the reason.
 Driver& driver();
 
-/// Makes a device's primary context current for a scope.
+/// Makes a device's primary context current for a scope, unless it is: one query then.
 class DeviceScope {
  public:
   DeviceScope(Driver& driver, int device);
@@ -218,6 +220,7 @@ class DeviceScope {
 
  private:
   Driver& driver_;
+  bool pushed_;
 };
 
 }  // namespace undivided::cuda

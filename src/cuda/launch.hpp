@@ -28,8 +28,8 @@ void set_tiles(const KernelSpec& spec, Params& p);
 /// The same, and launches it; an empty grid launches nothing.
 void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
 
-/// The same for the sm90 family: also encodes how the copy engine reads Q, K and V, and zeroes the
-/// counter of query tiles on the stream, so that a graph replays both.
+/// The same for the sm90 family: also says how the copy engine reads Q, K and V, and zeroes the
+/// counter of query tiles, where there are more than CTAs, on the stream: a graph replays it.
 void launch_sm90(Driver& driver,
                  const LoadedKernel& kernel,
                  Params& p,
@@ -37,7 +37,7 @@ void launch_sm90(Driver& driver,
                  void* counter,
                  StreamHandle stream);
 
-/// The sm90 backward: also zeroes p.dq_sum on the stream.
+/// The sm90 backward. preprocess has zeroed what it adds to.
 void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 
@@ -35,34 +36,64 @@ struct Axis {
   int box;
 };
 
-// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
-void encode(
-    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
-  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
-  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
-  std::uint64_t extents[4] = {extent(dim)}, strides[3];
-  std::uint32_t box[4] = {64};
-  for (std::size_t i = 0; i < 3; ++i) {
-    const Axis& a = outer[i];
-    extents[i + 1] = extent(a.count);
-    // The stride of an axis of one is not used, and may be anything.
-    strides[i] =
-        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
-    box[i + 1] = static_cast<std::uint32_t>(a.box);
-  }
+// All that decides a map: no context, and no device.
+struct MapKey {
+  void* data = nullptr;
+  int type = 0;  // CUtensorMapDataType
+  std::uint64_t extents[4] = {}, strides[3] = {};
+  std::uint32_t box[4] = {};
+  friend bool operator==(const MapKey&, const MapKey&) = default;
+};
+struct KnownMap {
+  MapKey key;  // no extents: none
+  TensorMap map;
+};
+
+// The map of a key. A thread keeps those that it asked for lately, for the tensors of a model come
+// back step after step. Nothing is shared, so nothing is locked.
+const TensorMap& map_of(Driver& driver, const MapKey& key) {
+  constexpr int slot_bits = 6;
+  thread_local std::array<KnownMap, 1 << slot_bits> known;
+  // Fibonacci hashing: addresses are multiples of large powers of two.
+  const auto address = reinterpret_cast<std::uintptr_t>(key.data);
+  KnownMap& slot = known[(address / 16 + key.box[1]) * 0x9e3779b97f4a7c15ull >> (64 - slot_bits)];
+  if (slot.key == key) return slot.map;
+  constexpr int swizzle_128 = 3, promote_128 = 2;
   const std::uint32_t steps[4] = {1, 1, 1, 1};
-  driver.cuTensorMapEncodeTiled(&map,
-                                dtype == DType::f16 ? type_f16 : type_bf16,
+  slot.key = {};  // if the driver refuses
+  driver.cuTensorMapEncodeTiled(&slot.map,
+                                key.type,
                                 4,
-                                data,
-                                extents,
-                                strides,
-                                box,
+                                key.data,
+                                key.extents,
+                                key.strides,
+                                key.box,
                                 steps,
                                 0,
                                 swizzle_128,
                                 promote_128,
                                 0);
+  slot.key = key;
+  return slot.map;
+}
+
+// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
+void encode(
+    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
+  constexpr int type_f16 = 6, type_bf16 = 9;
+  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
+  MapKey key{data, dtype == DType::f16 ? type_f16 : type_bf16};
+  key.extents[0] = extent(dim);
+  key.box[0] = 64;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Axis& a = outer[i];
+    key.extents[i + 1] = extent(a.count);
+    // The stride of an axis of one is not used, and may be anything.
+    key.strides[i] =
+        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
+    key.box[i + 1] = static_cast<std::uint32_t>(a.box);
+  }
+  map = map_of(driver, key);
 }
 
 // A tensor of tokens in boxes of `rows`.
@@ -119,8 +150,12 @@ void launch_sm90(Driver& driver,
     encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_tokens, q_heads, q_batch});
   encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, box);
   encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, box);
+  // With a tile a CTA at most, nobody asks for the next one: a call less.
+  if (tiles <= multiprocessors)
+    counter = nullptr;
+  else
+    driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
   Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), box, counter};
-  driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),
@@ -141,17 +176,7 @@ void launch_backward_sm90(Driver& driver,
                           StreamHandle stream) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
-  const long long tiles = sm90_dq_tiles(s, p.batch, p.heads, p.max_q_len, p.total_q);
-  const long long floats = tiles * sm90_dq_floats(s);
-  const long long blocks = grid_size(s, p);
-  if (floats > 0)
-    driver.cuMemsetD32Async(
-        reinterpret_cast<DevicePtr>(p.dq_sum), 0, static_cast<std::size_t>(floats), stream);
-  if (s.ordered)
-    driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(p.dq_turns),
-                            0,
-                            static_cast<std::size_t>(2 * tiles + 1),
-                            stream);
+  const long long tiles = p.dq_tiles, blocks = grid_size(s, p);
   if (blocks <= 0) return;
   if (blocks > std::numeric_limits<int>::max() || tiles > std::numeric_limits<int>::max())
     throw Error(

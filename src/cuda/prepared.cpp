@@ -104,6 +104,11 @@ class CudaPlan final : public Prepared {
     p.delta = floats(choice_.delta);
     p.dq_sum = floats(choice_.dq_sum);
     p.dq_turns = reinterpret_cast<int*>(floats(choice_.dq_turns));
+    if (choice_.dq_sum >= 0) {
+      const KernelSpec& k = choice_.whole_backward;
+      p.dq_tiles = sm90_dq_tiles(k, p.batch, p.heads, p.max_q_len, p.total_q);
+      p.dq_floats = p.dq_tiles * sm90_dq_floats(k);
+    }
     if (choice_.lse >= 0 && !args.lse) {
       // key_mass reads the LSE, also when the caller does not want it.
       p.lse.data = floats(choice_.lse);

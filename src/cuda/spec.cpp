@@ -396,7 +396,8 @@ long long grid_size(const KernelSpec& s, const Params& p) {
     case KernelKind::backward_kv:
       return batch * p.k_tiles * p.kv_heads * s.chunks();
     case KernelKind::preprocess:
-      return warps(parts(rows_of(s.rows, p), 32 / row_lanes(s.dv)));
+      // Sums are zeroed also where there is no row.
+      return std::max(p.dq_sum ? 1LL : 0LL, warps(parts(rows_of(s.rows, p), 32 / row_lanes(s.dv))));
     case KernelKind::combine:
     case KernelKind::merge:
       return warps(rows_of(s.rows, p));

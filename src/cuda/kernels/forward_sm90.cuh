@@ -426,7 +426,8 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
         store_shared_word(slot + 8, work.b);
         store_shared_word(slot + 12, work.split);
         mbarrier_arrive(base + L::work_full + 8 * ring.at());
-        if (!done) next = atomicAdd(schedule.counter, 1) + gridDim.x;
+        next = schedule.tiles;
+        if (!done && schedule.counter) next = atomicAdd(schedule.counter, 1) + gridDim.x;
       }
       ring.next();
       if (done) break;

@@ -22,7 +22,7 @@ struct Schedule {
   int tiles;     // q_tiles * splits * heads * batch; packed: KV heads
   int section;   // heads times batch of a section
   int box;       // rows of K and V that one copy brings; paged: a divisor of the page size
-  int* counter;  // of the tiles after the first of each CTA: zero at launch
+  int* counter;  // of the tiles after the first of each CTA: zero at launch. Null: there are none
 };
 
 struct Work {

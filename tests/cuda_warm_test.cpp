@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims about a warm Plan::run on CUDA: which driver calls it makes, to the last one, and that
+// threads may run one plan side by side. The driver is a fake that remembers.
+#include <array>
+#include <map>
+#include <thread>
+
+#include "cuda_run_support.hpp"
+
+namespace undivided::cuda {
+namespace {
+
+/// Calls by name that `work` makes.
+std::map<std::string, std::uint64_t> calls_of(const Driver& driver,
+                                              const std::function<void()>& work) {
+  const auto before = driver.calls();
+  work();
+  std::map<std::string, std::uint64_t> made;
+  for (const auto& [name, count] : driver.calls())
+    if (const std::uint64_t more = count - before.at(name)) made[name] = more;
+  return made;
+}
+
+class CudaWarm : public CudaRun {
+ protected:
+  using Calls = std::map<std::string, std::uint64_t>;
+  void SetUp() override {
+    CudaRun::SetUp();
+    fake::contexts() = {driver_ ? driver_->device(0).context : nullptr};
+  }
+  void TearDown() override {
+    fake::contexts().clear();
+    CudaRun::TearDown();
+  }
+  void hopper() {
+    unsetenv("UNDIVIDED_FAMILY");
+    fake::state().maps = true;
+  }
+  /// Calls of 100 runs after the first.
+  Calls warm(const Prepared& plan, const Args& args, const Context& context = {}) {
+    std::vector<char> workspace(plan.workspace());
+    plan.run(args, workspace.data(), context);
+    return calls_of(*driver_, [&] {
+      for (int i = 0; i < 100; ++i) plan.run(args, workspace.data(), context);
+    });
+  }
+};
+
+TEST_F(CudaWarm, APortableRunAsksForItsContextAndLaunches) {
+  const Problem p = problem({.mask = causal(), .max_logit = true});
+  Args args = p.args;
+  args.max_logit = there(DType::f32, {2, 8}, 0x60000);
+  int marker = 0;
+  Context context;
+  context.stream = &marker;
+  EXPECT_EQ(warm(*prepared(p), args, context),
+            (Calls{{"cuCtxGetCurrent", 100}, {"cuLaunchKernel", 200}}));  // init and forward
+  EXPECT_EQ(launched(1).stream, &marker);
+}
+
+TEST_F(CudaWarm, AnotherCurrentContextIsPutBack) {
+  const Problem p = problem({.mask = causal()});
+  int other = 0;
+  fake::contexts() = {&other};
+  EXPECT_EQ(warm(*prepared(p), p.args),
+            (Calls{{"cuCtxGetCurrent", 100},
+                   {"cuCtxPushCurrent_v2", 100},
+                   {"cuCtxPopCurrent_v2", 100},
+                   {"cuLaunchKernel", 100}}));
+  EXPECT_EQ(fake::contexts(), std::vector<ContextHandle>{&other});
+}
+
+TEST_F(CudaWarm, AHopperRunWithATileACtaIsOneLaunch) {
+  hopper();
+  const Problem p = problem({.mask = causal()});
+  const auto plan = prepared(p);
+  ASSERT_EQ(plan->explanation.kernel.rfind("fwd.sm90a", 0), 0u) << plan->explanation.kernel;
+  EXPECT_EQ(warm(*plan, p.args), (Calls{{"cuCtxGetCurrent", 100}, {"cuLaunchKernel", 100}}));
+  EXPECT_TRUE(fake::state().zeroed.empty());
+}
+
+TEST_F(CudaWarm, AHopperRunWithMoreTilesZeroesTheirCounter) {
+  hopper();
+  const Problem p = problem({.mask = causal()}, 4000, 4000);
+  EXPECT_EQ(warm(*prepared(p), p.args),
+            (Calls{{"cuCtxGetCurrent", 100}, {"cuMemsetD32Async", 100}, {"cuLaunchKernel", 100}}));
+  EXPECT_EQ(fake::state().zeroed.at(0).second, 4u);
+}
+
+TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
+  hopper();
+  fake::state().maps = false;  // it has four
+  const Problem f = problem({});
+  for (const Determinism d : {Determinism::fast, Determinism::reproducible}) {
+    Problem p = resolve_backward(Rows(there(DType::bf16, {2, 8, 300, 64}, 0x70000)),
+                                 f.args.q,
+                                 f.args.kv,
+                                 f.args.o,
+                                 f.args.lse,
+                                 {.determinism = d},
+                                 {});
+    p.args.dq = there(DType::bf16, {2, 8, 300, 64}, 0x80000);
+    p.args.dk = there(DType::bf16, {2, 2, 300, 64}, 0x90000);
+    p.args.dv = there(DType::bf16, {2, 2, 300, 64}, 0xa0000);
+    const auto plan = prepared(p);
+    ASSERT_EQ(plan->explanation.kernel.rfind("bwd.sm90a", 0), 0u) << plan->explanation.kernel;
+    fake::state().launches.clear();
+    EXPECT_EQ(warm(*plan, p.args), (Calls{{"cuCtxGetCurrent", 100}, {"cuLaunchKernel", 300}}));
+    // What preprocess zeroes: 128 rows of 64 floats a tile, and two turns a tile and a ticket.
+    const Params& first = launched(0).params;
+    EXPECT_EQ(first.dq_tiles, 2 * 8 * 3);
+    EXPECT_EQ(first.dq_floats, first.dq_tiles * 128 * 64);
+    EXPECT_EQ(first.dq_turns != nullptr, d == Determinism::reproducible);
+    const auto end = first.dq_turns
+                         ? reinterpret_cast<char*>(first.dq_turns) + 8 * first.dq_tiles + 4
+                         : reinterpret_cast<char*>(first.dq_sum + first.dq_floats);
+    EXPECT_LE(end, reinterpret_cast<char*>(first.delta) + plan->workspace());
+  }
+}
+
+TEST_F(CudaWarm, SumsAreZeroedAlsoWithoutQueries) {
+  KernelSpec pre;
+  pre.kind = KernelKind::preprocess;
+  Params p{};
+  EXPECT_EQ(grid_size(pre, p), 0);
+  float sums = 0;
+  p.dq_sum = &sums;
+  EXPECT_EQ(grid_size(pre, p), 1);
+}
+
+TEST_F(CudaWarm, MapsFollowTheTensorsAndAreMadeOnce) {
+  hopper();
+  const Problem p = problem({.mask = causal()});
+  const auto plan = prepared(p);
+  std::vector<char> workspace(plan->workspace());
+  const auto run = [&](std::uintptr_t q) {
+    Args args = p.args;
+    args.q.data.data = reinterpret_cast<void*>(q);
+    return calls_of(*driver_, [&] { plan->run(args, workspace.data(), {}); });
+  };
+  run(0x10000);
+  EXPECT_EQ(run(0x7654000)["cuTensorMapEncodeTiled"], 1u);
+  EXPECT_EQ(run(0x7654000)["cuTensorMapEncodeTiled"], 0u);
+  using Begins = std::vector<std::uintptr_t>;
+  EXPECT_EQ(launched(0).mapped, (Begins{0x10000, 0x20000, 0x30000}));
+  EXPECT_EQ(launched(2).mapped, (Begins{0x7654000, 0x20000, 0x30000}));
+  Args longer = p.args;  // the same address and another shape: another map
+  longer.kv.k.shape[2] = longer.kv.v.shape[2] = 299;
+  EXPECT_EQ(calls_of(*driver_,
+                     [&] { plan->run(longer, workspace.data(), {}); })["cuTensorMapEncodeTiled"],
+            2u);
+}
+
+TEST_F(CudaWarm, ThreadsRunOnePlanSideBySide) {
+  hopper();
+  const Problem p = problem({.mask = causal()});
+  const auto plan = prepared(p);
+  constexpr int threads = 4, runs = 500, tensors = 100;
+  std::array<char, threads> streams{};
+  std::vector<std::thread> all;
+  for (int t = 0; t < threads; ++t)
+    all.emplace_back([&, t] {
+      std::vector<char> workspace(plan->workspace());
+      Context context;
+      context.stream = &streams[static_cast<std::size_t>(t)];
+      Args args = p.args;
+      for (int i = 0; i < runs; ++i) {
+        const auto at = static_cast<std::uintptr_t>(1 + t * tensors + i % tensors) << 20;
+        args.q.data.data = reinterpret_cast<void*>(at);
+        args.kv.k.data = reinterpret_cast<void*>(at + 0x40000);
+        plan->run(args, workspace.data(), context);
+      }
+    });
+  for (std::thread& t : all) t.join();
+  ASSERT_EQ(fake::state().launches.size(), static_cast<std::size_t>(threads * runs));
+  std::map<void*, int> of_stream;
+  for (const fake::Launch& l : fake::state().launches) {
+    const auto q = reinterpret_cast<std::uintptr_t>(l.params.q.data);
+    ASSERT_EQ(l.mapped, (std::vector<std::uintptr_t>{q, q + 0x40000, 0x30000}));
+    ++of_stream[l.stream];
+  }
+  for (const char& stream : streams) EXPECT_EQ(of_stream[const_cast<char*>(&stream)], runs);
+}
+
+}  // namespace
+}  // namespace undivided::cuda
