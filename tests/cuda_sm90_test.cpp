@@ -294,7 +294,7 @@ TEST(CudaSm90, TheBackwardIsOnePassWhereItServes) {
   refused("a float32 dO");
 }
 
-TEST(CudaSm90, KernelsCompileWithoutSpills) {
+TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
   if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
   const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
   for (const KernelSpec& spec : all_specs()) {
@@ -302,15 +302,13 @@ TEST(CudaSm90, KernelsCompileWithoutSpills) {
         cache.get([&](int arch) { return source_of(spec, samples::policies_for(spec), arch); },
                   90,
                   Compile::allowed);
-    // The backward takes every register where 128 queries meet d 64, where 128 keys meet a plan or
-    // a program at d 128, and where all comes at once at d 256: a few scalars spill, outside
-    // products.
-    const bool heavy =
-        spec.score || spec.dropout || spec.asks_program() || spec.mask == MaskKind::plan;
-    const bool tight =
-        spec.kind == KernelKind::backward && (spec.tile_m() == 128 || (spec.dv > 64 && heavy));
-    EXPECT_LE(k.report.spill_bytes, tight ? 256 : 0) << k.name;
-    EXPECT_LE(k.report.stack_bytes, tight ? 96 : 0) << k.name;
+    // The consumers of the backward take all registers but 24 to 40 a thread of the loader, which
+    // spills scalars, most of them where it walks a plan.
+    const bool loader = spec.kind == KernelKind::backward;
+    const bool tight = loader && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
+                                  spec.mask == MaskKind::plan);
+    EXPECT_LE(k.report.spill_bytes, tight ? 768 : loader ? 96 : 0) << k.name;
+    EXPECT_LE(k.report.stack_bytes, tight ? 160 : loader ? 64 : 0) << k.name;
   }
 }
 

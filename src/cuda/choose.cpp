@@ -179,8 +179,8 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     const KernelSpec& k = c.whole_backward = canonical(base(spec, KernelKind::backward));
     const std::int64_t tiles =
         sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
-    c.dq_sum = take(tiles * sm90_dq_floats(k));
-    if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles + 1);
+    c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counter of tasks
+    if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles);
   }
   if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);
   return c;

@@ -93,17 +93,19 @@ std::string capture_text(const expr::Gradient& gradient) {
     last +=
         fmt::format("add_f32(p.d_arrays[{}], g * out{}, live{});\n    ", term.slot, root, index);
   }
-  return function(fmt::format("static __device__ void capture({}, float score, float g, bool live, "
-                              "float (&sums)[params])",
-                              arguments),
-                  "ScoreArrays",
-                  "score",
-                  program,
-                  last);
+  return function(
+      fmt::format(
+          "static __device__ void capture({}, float distance, float score, float g, bool live, "
+          "float (&sums)[params])",
+          arguments),
+      "ScoreArrays",
+      "score",
+      program,
+      last);
 }
 
 std::string score_text(const expr::Program& program, bool backward, bool captured) {
-  const std::string with_score = std::string(arguments) + ", float score";
+  const std::string with_score = std::string(arguments) + ", float distance, float score";
   std::string text = environment_struct("ScoreArrays", program);
   text += fmt::format(
       "struct Score {{\n  static constexpr bool identity = false;\n"

@@ -91,15 +91,20 @@ int element_type(DType dtype) {
 
 void set_tiles(const KernelSpec& spec, Params& p) {
   const int m = spec.tile_m(), n = spec.tile_n();
+  const bool sm90 = spec.family == Family::sm90;
   if (m > 0) {
-    if (spec.packed && spec.family == Family::sm90)
-      p.q_tiles = parts(p.max_q_len, m / p.group);  // whole tokens
+    const int tokens = spec.packed && sm90 ? m / p.group : m;  // whole ones
+    if (sm90 && spec.rows == RowKind::ragged)
+      p.q_tiles = static_cast<int>(p.total_q / tokens) + p.batch;
+    else if (sm90)
+      p.q_tiles = parts(p.max_q_len, tokens);
     else
       p.q_tiles = parts(std::int64_t{p.max_q_len} * (spec.packed ? p.group : 1), m);
   }
   if (n > 0) {
     const bool all_keys = spec.kind == KernelKind::key_mass;
     p.k_tiles = parts(all_keys ? std::max(p.max_k_len, p.key_extent) : p.max_k_len, n);
+    if (sm90 && spec.kv == KvKind::ragged) p.k_tiles = static_cast<int>(p.total_k / n) + p.batch;
   }
 }
 

@@ -23,7 +23,8 @@ MatrixRef matrix(const View& view, bool packed_rows);
 ScalarRef scalars(const View& view, bool packed_rows);
 IndexRef indices(const View& view);
 
-/// Sets the tile counts of this kernel's grid.
+/// Sets the tile counts of this kernel's grid. sm90: the tiles of all packed sequences are one
+/// column, of which each begins at floor(first row / rows of a tile) + its number.
 void set_tiles(const KernelSpec& spec, Params& p);
 /// The same, and launches it; an empty grid launches nothing.
 void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
@@ -41,6 +42,7 @@ void launch_sm90(Driver& driver,
 void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,
+                          int multiprocessors,
                           StreamHandle stream);
 
 /// Zeroes a float32 or 16-bit view; strided ones take one call a row of the outer axes.

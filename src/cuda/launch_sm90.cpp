@@ -20,7 +20,7 @@ struct alignas(64) TensorMap {
   std::uint64_t words[16];
 };
 struct TensorMaps {
-  TensorMap q, k, v;
+  TensorMap q, k, v, o;
 };
 struct BackwardMaps {
   TensorMap q, k, v, dout;
@@ -124,8 +124,9 @@ void launch_sm90(Driver& driver,
                  StreamHandle stream) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
-  const long long tiles =
-      static_cast<long long>(p.q_tiles) * (s.packed ? p.kv_heads : p.heads) * p.batch * p.splits;
+  const bool ragged_q = s.rows == RowKind::ragged, ragged_k = s.kv == KvKind::ragged;
+  const long long tiles = static_cast<long long>(p.q_tiles) * p.splits *
+                          (s.packed ? p.kv_heads : p.heads) * (ragged_q ? 1 : p.batch);
   if (tiles <= 0) return;
   if (tiles > std::numeric_limits<int>::max() - 65536)
     throw Error(
@@ -134,7 +135,6 @@ void launch_sm90(Driver& driver,
         fmt::format("kernel {} has {} query tiles; at most 2147418111 are counted: split the batch",
                     kernel.info.name,
                     tiles));
-  const bool ragged_q = s.rows == RowKind::ragged, ragged_k = s.kv == KvKind::ragged;
   const bool paged = s.kv == KvKind::paged;
   const int m = s.tile_m(), n = s.tile_n();
   const int box = paged ? std::gcd(p.pages.size, n) : n;
@@ -150,6 +150,8 @@ void launch_sm90(Driver& driver,
     encode(driver, maps.q, s.dtype, p.q.data, s.dqk, {q_tokens, q_heads, q_batch});
   encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, box);
   encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, box);
+  if (s.out == s.dtype)
+    encode(driver, maps.o, s.dtype, p.o, s.dv, q_tokens.count, p.heads, q_batch.count, 16);
   // With a tile a CTA at most, nobody asks for the next one: a call less.
   if (tiles <= multiprocessors)
     counter = nullptr;
@@ -173,25 +175,27 @@ void launch_sm90(Driver& driver,
 void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,
+                          int multiprocessors,
                           StreamHandle stream) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
-  const long long tiles = p.dq_tiles, blocks = grid_size(s, p);
-  if (blocks <= 0) return;
-  if (blocks > std::numeric_limits<int>::max() || tiles > std::numeric_limits<int>::max())
+  const bool ragged_k = s.kv == KvKind::ragged;
+  const long long tiles = p.dq_tiles, tasks = grid_size(s, p);
+  if (tasks <= 0) return;
+  if (tasks > std::numeric_limits<int>::max() - 65536 || tiles > std::numeric_limits<int>::max())
     throw Error(
         Code::invalid_argument,
         Stage::run,
         fmt::format(
-            "kernel {} has {} key tiles and {} query tiles; a launch counts 2147483647 of each: "
-            "split the batch",
+            "kernel {} has {} key tiles and {} query tiles; at most 2147418111 are counted: split "
+            "the batch",
             kernel.info.name,
-            blocks,
+            tasks,
             tiles));
   const bool ragged = s.rows == RowKind::ragged;
   const long long q_tokens = ragged ? p.total_q : p.max_q_len;
-  const long long k_tokens = s.kv == KvKind::ragged ? p.total_k : p.max_k_len;
-  const int q_batch = ragged ? 1 : p.batch, k_batch = s.kv == KvKind::ragged ? 1 : p.batch;
+  const long long k_tokens = ragged_k ? p.total_k : p.max_k_len;
+  const int q_batch = ragged ? 1 : p.batch, k_batch = ragged_k ? 1 : p.batch;
   BackwardMaps maps{};  // without queries nothing is copied, and there may be no address
   if (q_tokens > 0) {
     encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
@@ -199,14 +203,10 @@ void launch_backward_sm90(Driver& driver,
   }
   encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
   encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
-  const int pairs = std::max(1, p.kv_heads * p.batch);
-  Schedule schedule{static_cast<int>(blocks),
-                    std::min(pairs, std::max(1, sm90_section(s, p) / p.group)),
-                    0,
-                    s.ordered ? p.dq_turns + 2 * tiles : nullptr};
+  Schedule schedule{static_cast<int>(tasks), sm90_section(s, p), 0, p.dq_sum + p.dq_floats};
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
-                        static_cast<unsigned>(blocks),
+                        static_cast<unsigned>(std::min<long long>(tasks, multiprocessors)),
                         1,
                         1,
                         kernel.threads,

@@ -134,8 +134,9 @@ struct Params {
   int o_type, dout_type;  // ElementType, read by preprocess
   ScalarRef dlse;         // data null: zero
   float* delta;           // D = rowsum(dO * O) - dLSE, [rows], made by preprocess
-  float* dq_sum;          // sm90: dQ before its rounding, in tiles; zeroed by preprocess
-  int* dq_turns;          // ordered: whose turn it is, two a tile; then the next CTA; as well
+  float* dq_sum;          // sm90: dQ before its rounding, in tiles, then the counter of tasks;
+                          // zeroed by preprocess
+  int* dq_turns;          // ordered: whose turn it is, two a tile; as well
   long long dq_tiles, dq_floats;  // how many; multiples of 4 floats
   MatrixRef dq, dk, dv;           // data null: not wanted; float32 or 16-bit (Config::out)
   float* dsink;                   // [heads] or null

@@ -59,15 +59,11 @@ class CudaPlan final : public Prepared {
              Params& p,
              std::byte* workspace,
              StreamHandle stream) const {
+    const int multiprocessors = driver_.device(device_).multiprocessors;
     if (kernel.spec.kind == KernelKind::backward)
-      launch_backward_sm90(driver_, kernel, p, stream);
+      launch_backward_sm90(driver_, kernel, p, multiprocessors, stream);
     else if (kernel.spec.family == Family::sm90 && kernel.spec.kind == KernelKind::forward)
-      launch_sm90(driver_,
-                  kernel,
-                  p,
-                  driver_.device(device_).multiprocessors,
-                  workspace + choice_.counter,
-                  stream);
+      launch_sm90(driver_, kernel, p, multiprocessors, workspace + choice_.counter, stream);
     else
       launch(driver_, kernel, p, stream);
   }

@@ -404,9 +404,9 @@ long long grid_size(const KernelSpec& s, const Params& p) {
     case KernelKind::sink_gradient:
       return p.heads;
     case KernelKind::backward:
-      return batch * p.k_tiles * p.kv_heads;
+      return (s.kv == KvKind::ragged ? 1 : batch) * p.k_tiles * p.kv_heads;
     case KernelKind::gather_dq:
-      return batch * p.q_tiles * p.heads;
+      return (s.rows == RowKind::ragged ? 1 : batch) * p.q_tiles * p.heads;
     case KernelKind::init:
       return (batch * p.heads + 127) / 128;
   }

@@ -135,7 +135,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.split,
                       s.dropout);
   text += fmt::format("  static constexpr bool ordered = {};\n", s.ordered);
-  text += "  static constexpr bool pingpong = false;\n};\n\n";
+  text += fmt::format("  static constexpr bool pingpong = {};\n}};\n\n", t.pingpong);
   const auto widths = gather     ? std::set<int>{}
                       : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}
                                  : std::set<int>{t.keys, s.dv};

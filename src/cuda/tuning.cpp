@@ -27,6 +27,8 @@ Sm90Tile backward_tile(const KernelSpec& k) {
   // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
   t.queries = std::max(k.dqk, k.dv) <= 64 && !wide(k) ? 128 : 64;
   if (wide(k)) t.keys = 64;
+  // The loader spills a little with what is left; a consumer that spills costs more: d 64, 8192
+  // tokens, full: 507 so, 494 with 40 and 232. d 128 with 56 and 224: 567 for 588.
   if (wide(k) || t.queries == 128) {
     t.producer_registers = 24;
     t.consumer_registers = 240;
@@ -46,9 +48,11 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
   const int ds = 2 * blocks * t.keys * 128;
   const int passed = wide(k) ? 64 * 64 * 4 : 128 * 64 * 4;  // P, or dQ
   const int rows = 2 * t.stages * t.queries * 4;
-  const int barriers = 8 * (2 + 4 * t.stages) + 64 + 16;
-  const int info = 12 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
-  return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + barriers + t.stages * info);
+  const int barriers = 8 * (3 + 4 * t.stages) + 96 + 12;
+  const int tasks = 15 + 2 * 64;
+  const int info = 24 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
+  return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + barriers + tasks +
+                                  t.stages * info);
 }
 
 }  // namespace
@@ -98,6 +102,9 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.consumer_registers = 232 - 8 * roomy;
   }
   if (k.warpgroups) t.warpgroups = k.warpgroups;
+  // The longer softmax of a program must overlap with the other's products. Softcap, causal: 528
+  // with turns, 504 without; plain scores: no gain.
+  t.pingpong = k.score && t.warpgroups == 2;
   t.queries = t.warpgroups * 64;
   return t;
 }
@@ -125,10 +132,11 @@ std::size_t sm90_shared_memory(const KernelSpec& k) {
   const Sm90Tile t = sm90_tile(k);
   const int q = t.q_stages * slabs(k.dqk) * t.warpgroups * 64 * 128;
   const int kv = t.stages * (slabs(k.dqk) + slabs(k.dv)) * t.keys * 128;
-  const int barriers = 8 * (2 * t.q_stages + 4 * t.stages) + 32 + 8 + 32;
+  const int barriers = 8 * (2 * t.q_stages + 4 * t.stages) + 32 + 8;
+  const int tasks = 8 + 2 * 64;  // after them, at a multiple of 16
   const int info = k.mask == MaskKind::plan ? 8 + 4 * t.keys / 64 * t.warpgroups : 0;
   // Slabs begin at multiples of 1024 bytes, the block's memory perhaps not.
-  return static_cast<std::size_t>(1024 + q + kv + barriers + t.stages * info);
+  return static_cast<std::size_t>(1024 + q + kv + barriers + tasks + t.stages * info);
 }
 
 long long sm90_dq_tiles(
@@ -141,7 +149,20 @@ long long sm90_dq_tiles(
 int sm90_dq_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
 
 int sm90_section(const KernelSpec& k, const Params& p) {
-  const int group = k.packed ? 1 : p.group, pairs = std::max(1, p.kv_heads * group * p.batch);
+  // Ordered and causal: the more pairs side by side, the less a task waits for the one before.
+  if (is_backward(k) && (!k.ordered || k.mask == MaskKind::full)) {
+    // What the CTAs of a section read and add to stays in L2: Q, dO, K, V and the sums of dQ; fewer
+    // than 4 or more than 16 pairs gave nothing. 16384 tokens, causal / full, against sections
+    // of 32 MB of keys and values alone: 512 of d 64 1.07 / 1.11, d 128 1.14 / 1.02, d 256 1.17 /
+    // 1.03; 2048 of d 64 1.12 / 1.05; else within 2 %.
+    const long long length = std::max({1, p.max_q_len, p.max_k_len});
+    const long long bytes = length * (4LL * (k.dqk + k.dv) + 4LL * k.dqk);
+    const int pairs = std::max(1, p.kv_heads * (k.kv == KvKind::ragged ? 1 : p.batch));
+    return std::clamp(static_cast<int>(std::clamp<long long>((32 << 20) / bytes, 4, 16)), 1, pairs);
+  }
+  const int batch = k.rows == RowKind::ragged ? 1 : p.batch;
+  const int group = k.packed || is_backward(k) ? 1 : p.group,
+            pairs = std::max(1, p.kv_heads * group * batch);
   if (k.mask == MaskKind::full) return 1;  // query tiles of a head side by side
   constexpr long long l2_share = 32 << 20;
   const long long bytes = std::max(1, p.max_k_len) * 2LL * (k.dqk + k.dv);

@@ -12,7 +12,8 @@ struct Sm90Tile {
   int keys = 128;
   int stages = 2;  // of K and of V; backward: of Q and of dO
   int q_stages = 1;
-  int slack = 0;  // log2 by which a row's maximum may grow before O is rescaled; 0: none
+  int slack = 0;          // log2 by which a row's maximum may grow before O is rescaled; 0: none
+  bool pingpong = false;  // do two warpgroups take turns with the tensor cores?
   int producer_registers = 40, consumer_registers = 232;
 
   int threads() const { return 128 * (warpgroups + 1); }

@@ -31,6 +31,15 @@ std::string integer_literal(std::int64_t value) {
   return value == INT32_MIN ? "(-2147483647 - 1)" : std::to_string(value);
 }
 
+// 1 for k - q, -1 for q - k: the kernels know both as floats.
+int distance_sign(const Program& p, std::int32_t node) {
+  const Node& n = p.nodes[static_cast<std::size_t>(node)];
+  if (n.op != Op::sub) return 0;
+  const Op a = p.nodes[static_cast<std::size_t>(n.operand[0])].op;
+  const Op b = p.nodes[static_cast<std::size_t>(n.operand[1])].op;
+  return a == Op::k && b == Op::q ? 1 : a == Op::q && b == Op::k ? -1 : 0;
+}
+
 std::string value_of(const Program& p, const Node& n, bool fast) {
   auto v = [&](std::size_t i) { return fmt::format("v{}", n.operand[i]); };
   const bool real = n.type == Type::f32;
@@ -68,7 +77,7 @@ std::string value_of(const Program& p, const Node& n, bool fast) {
     case Op::select:
       return fmt::format("({} ? {} : {})", v(0), v(1), v(2));
     case Op::tanh:
-      return fmt::format("{}({})", fast ? "tanh_fast" : "tanhf", v(0));
+      return fmt::format("{}({})", fast ? "tanh_fast<Config::Element>" : "tanhf", v(0));
     case Op::exp:
       return fmt::format("expf({})", v(0));
     case Op::log:
@@ -76,6 +85,8 @@ std::string value_of(const Program& p, const Node& n, bool fast) {
     case Op::sqrt:
       return fmt::format("sqrtf({})", v(0));
     case Op::to_float:
+      if (const int sign = fast ? distance_sign(p, n.operand[0]) : 0)
+        return sign > 0 ? "distance" : "-distance";
       return fmt::format("(float)({})", v(0));
     case Op::trunc:
       return fmt::format("__float2int_rz({})", v(0));  // saturates; NaN gives 0

@@ -30,6 +30,21 @@ __device__ inline void store_shared(unsigned to, const unsigned (&x)[4]) {
                : "memory");
 }
 
+/// PTX: st.shared.v4
+__device__ inline void store_shared(unsigned to, int4 x) {
+  asm volatile(
+      "st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+      : "memory");
+}
+/// PTX: ld.shared.v4
+__device__ inline int4 load_shared_ints(unsigned from) {
+  int4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from)
+               : "memory");
+  return x;
+}
 __device__ inline void store_shared(unsigned to, const float (&x)[4]) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to),
                "f"(x[0]),

@@ -29,6 +29,20 @@ __device__ inline void tma_load(
       "r"(x3)
       : "memory");
 }
+/// One box of shared memory to a tensor of four axes, later; what lies outside it is left out.
+/// PTX: cp.async.bulk.tensor.4d.global.shared::cta
+__device__ inline void tma_store(
+    const TensorMap& map, unsigned from, int x0, int x1, int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(
+          reinterpret_cast<unsigned long long>(&map)),
+      "r"(from),
+      "r"(x0),
+      "r"(x1),
+      "r"(x2),
+      "r"(x3)
+      : "memory");
+}
 /// Adds `bytes` of floats in shared memory to global memory, later; both begin at multiples of 16.
 /// PTX: cp.reduce.async.bulk.global.shared::cta.add.f32
 __device__ inline void bulk_add(float* to, unsigned from, int bytes) {

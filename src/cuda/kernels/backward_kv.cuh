@@ -90,7 +90,8 @@ __device__ void backward_kv(const Params& p) {
               const bool live =
                   !look || (inside && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, h, i, j));
               const float raw = acc[c][at] * p.scale;
-              const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+              const float far = distance_of(s, i, j);
+              const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
               const float weight = live ? exp2_fast((score - lse) * log2_e) : 0.0f;
               float dropped = weight, grad = dp[c][at];
               if constexpr (C::dropout) {
@@ -100,7 +101,7 @@ __device__ void backward_kv(const Params& p) {
               }
               grad = live ? weight * (grad - delta) : 0.0f;
               if constexpr (!Score::identity)
-                if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+                if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
               acc[c][at] = dropped;
               dp[c][at] = grad;
             }

@@ -119,16 +119,17 @@ __device__ void backward_q(const Params& p) {
             const bool live = !look || (r.live && j + e < s.k_len &&
                                         kept<C, Mask>(p, s, bit_tile, b, h, r.token, j + e));
             const float raw = acc[i][at] * p.scale;
-            const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+            const float far = distance_of(s, r.token, j + e);
+            const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
             const float weight = live ? exp2_fast((score - lse[half]) * log2_e) : 0.0f;
             float grad = dp[i][at];
             if constexpr (C::dropout) grad = keep[e] ? grad * p.keep_scale : 0.0f;
             grad = live ? weight * (grad - delta[half]) : 0.0f;
             if constexpr (C::captured)
               Score::capture(
-                  p, b, h, qp, kp, s.q_len, s.k_len, raw, grad, live && chunk == 0, sums);
+                  p, b, h, qp, kp, s.q_len, s.k_len, far, raw, grad, live && chunk == 0, sums);
             if constexpr (!Score::identity)
-              if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+              if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
             acc[i][at] = grad;
           }
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // dQ, dK and dV on Hopper in five products: TMA, wgmma and warp roles.
 //
-// One CTA owns 128 keys of a KV head and visits the query tiles of the heads of its group. Two
-// warpgroups own 64 keys each, and hold S and dP transposed, so that P^T and dS^T are left operands
-// straight from registers:
+// A CTA takes 128 keys of a KV head and visits the query tiles of the heads of its group; then it
+// takes others, which are brought while it writes dK and dV. Two warpgroups own 64 keys each, and
+// hold S and dP transposed, so that P^T and dS^T are left operands straight from registers:
 //   S^T = K Q^T, dP^T = V dO^T; P = e^(s - LSE); dV += dropped(P)^T dO
 //   dS = P * (dP - delta) * ds/dscore; dK += dS^T Q, times scale at the end
 //   dS goes to shared memory; dQ = dS K of both halves of the keys
@@ -13,148 +13,9 @@
 // shared memory, since 0 times what a neighbour left there may be NaN.
 #pragma once
 
-#include "kernels/backward_work_sm90.cuh"
+#include "kernels/backward_load_sm90.cuh"
 
 namespace undivided::cuda {
-
-template <class C>
-struct BackwardProducer90 {
-  using L = SharedBackward90<C>;
-  const Params& p;
-  const BackwardMaps& maps;
-  const Sequence& s;
-  unsigned base;
-  bool lead;
-  int j0;
-  Ring<C::stages> ring;
-  unsigned tail_parity = 0;
-
-  /// A tile of `rows` tokens, of which the first `clean` are ours and the rest become zeros.
-  template <int slabs, int rows>
-  __device__ void load(
-      unsigned to, const TensorMap& map, unsigned full, int token, int head, int batch, int clean) {
-    constexpr int slab = rows * 128;
-    const unsigned barrier = clean < rows ? base + L::tail : full;
-    if (lead) {
-      mbarrier_expect(barrier, slabs * slab);
-#pragma unroll
-      for (int i = 0; i < slabs; ++i)
-        tma_load(to + i * slab, map, barrier, i * 64, token, head, batch);
-    }
-    if (clean >= rows) return;
-    mbarrier_wait(barrier, tail_parity);
-    tail_parity ^= 1;
-    const unsigned zero[4] = {};
-#pragma unroll 1
-    for (int i = 0; i < slabs; ++i)
-#pragma unroll 1
-      for (unsigned at = to + i * slab + maximum(clean, 0) * 128 + (threadIdx.x & 31) * 16;
-           at < to + (i + 1) * slab;
-           at += 512)
-        store_shared(at, zero);
-    async_proxy_fence();
-    __syncwarp();
-    if (lead) mbarrier_arrive(full);
-  }
-
-  __device__ void keys(int b, int kv_head) {
-    const int token = static_cast<int>(s.k_first) + j0, batch = C::kv == KvKind::ragged ? 0 : b;
-    const int clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len - j0 : C::n;
-    load<L::q_slabs, C::n>(base, maps.k, base + L::keys, token, kv_head, batch, clean);
-    load<L::v_slabs, C::n>(base + L::v_at, maps.v, base + L::keys, token, kv_head, batch, clean);
-  }
-
-  __device__ void rows(int b, int h, QueryTiles<C>& tiles) {
-    const int at = ring.at(), i0 = tiles.tile * C::m;
-    const int token = static_cast<int>(s.q_first) + i0, batch = C::rows == RowKind::ragged ? 0 : b;
-    const int clean = C::rows == RowKind::ragged || p.q_lengths.data ? s.q_len - i0 : C::m;
-    mbarrier_wait(base + L::q_empty + 8 * at, ring.parity() ^ 1);
-    for (int r = threadIdx.x & 31; r < C::m; r += 32) {
-      float lse = infinity(), delta = 0.0f;  // e^(s - inf) = 0: no weight past the rows
-      if (i0 + r < s.q_len) {
-        lse = *row_scalar<C>(p.lse, s, b, h, i0 + r) * log2_e;
-        delta = p.delta[row_index<C>(p, s, b, h, i0 + r)];
-        if (lse == -infinity()) lse = infinity();  // a row without a key
-      }
-      store_shared_word(base + L::lse + (at * C::m + r) * 4, __float_as_int(lse));
-      store_shared_word(base + L::delta + (at * C::m + r) * 4, __float_as_int(delta));
-    }
-    const unsigned info = base + L::info + L::info_bytes * at;
-    if (lead) {
-      store_shared_word(info, h);
-      store_shared_word(info + 4, tiles.tile);
-      if constexpr (C::ordered)
-        store_shared_word(info + 8, visitors_before<C>(p, s, b, h, tiles.tile, j0));
-    }
-    if constexpr (C::mask == MaskKind::plan) {
-      if (lead)
-#pragma unroll
-        for (int g = 0; g < L::key_blocks; ++g)
-#pragma unroll
-          for (int i = 0; i < L::row_slabs; ++i)
-            store_shared_word(info + 12 + 4 * (g * L::row_slabs + i), tiles.block_class(g, i));
-    }
-    __syncwarp();
-    load<L::q_slabs, C::m>(base + L::q_at + L::q_bytes * at,
-                           maps.q,
-                           base + L::q_full + 8 * at,
-                           token,
-                           h,
-                           batch,
-                           clean);
-    mbarrier_wait(base + L::dout_empty + 8 * at, ring.parity() ^ 1);
-    load<L::v_slabs, C::m>(base + L::dout_at + L::dout_bytes * at,
-                           maps.dout,
-                           base + L::dout_full + 8 * at,
-                           token,
-                           h,
-                           batch,
-                           clean);
-    ring.next();
-  }
-
-  __device__ void end() {
-    mbarrier_wait(base + L::q_empty + 8 * ring.at(), ring.parity() ^ 1);
-    if (lead) {
-      store_shared_word(base + L::info + L::info_bytes * ring.at(), -1);
-      mbarrier_arrive(base + L::q_full + 8 * ring.at());
-    }
-  }
-};
-
-/// Adds the dQ tiles that the consumers leave in shared memory to the sums in global memory.
-template <class C>
-__device__ inline void add_dq(const Params& p, unsigned base) {
-  using L = SharedBackward90<C>;
-  const auto add = [&](int g, int tile) {
-    bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * (L::dq_floats / 2),
-             base + L::dq_at + L::dq_bytes * g,
-             L::dq_bytes);
-    bulk_commit();
-  };
-  for (unsigned parity = 0;; parity ^= 1) {
-    for (int g = 0; g < 2; ++g) {
-      mbarrier_wait(base + L::dq_full + 8 * g, parity);
-      const int tile = load_shared_word(base + L::dq_to + 4 * g);
-      if (tile < 0) {
-        bulk_wait<0>();
-        return;
-      }
-      if (C::ordered && g == 0)
-        wait_for_turn(p.dq_turns + 2 * tile, load_shared_word(base + L::dq_turn));
-      add(g, tile);
-      if constexpr (!C::ordered) {
-        bulk_wait_read<0>();
-        mbarrier_arrive(base + L::dq_empty + 8 * g);
-      } else if (g == 1) {
-        bulk_wait_read<0>();
-        for (int i = 0; i < 2; ++i) mbarrier_arrive(base + L::dq_empty + 8 * i);
-        bulk_wait<0>();
-        pass_turn(p.dq_turns + 2 * tile);
-      }
-    }
-  }
-}
 
 /// acc = A B^T: 64 keys at `a` times the queries at `b`.
 template <class C, int d>
@@ -205,49 +66,83 @@ __device__ __forceinline__ void store_ds90(const unsigned (&ds)[C::m / 16][4],
 /// Writes the two rows of a thread of dK or dV, times `scale`.
 template <class C, int n>
 __device__ __forceinline__ void store_keys90(const Params& p,
-                                             const Sequence& s,
+                                             const KeyTask90& t,
                                              const MatrixRef& to,
-                                             int b,
-                                             int kv_head,
-                                             int mine,
+                                             int group,
                                              float (&acc)[n][4],
                                              float scale) {
   using Out = typename C::Out;
+  const int mine = Keys90<C>(t, group).mine;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int j = mine + 8 * half;
-    const bool live = j < s.k_len;
+    const bool live = j < t.s.k_len;
     // Dense padding gets zeros; packed rows past the length belong to others.
     const bool written = to.data && (live || (C::kv == KvKind::dense && j < p.max_k_len));
     if (!live) {
 #pragma unroll
       for (int i = 0; i < n; ++i) acc[i][2 * half] = acc[i][2 * half + 1] = 0.0f;
     }
-    store_row90<Out>(
-        written ? static_cast<Out*>(to.data) + key_offset<C>(p, to, s, b, kv_head, j) : nullptr,
-        acc,
-        half,
-        scale);
+    store_row90<Out>(written
+                         ? static_cast<Out*>(to.data) + key_offset<C>(p, to, t.s, t.b, t.kv_head, j)
+                         : nullptr,
+                     acc,
+                     half,
+                     scale);
   }
 }
 
-template <class C, class Mask, class Score>
-struct BackwardConsumer90 {
+/// What both shapes of the consumers share.
+template <class C>
+struct Consumer90Base {
   using L = SharedBackward90<C>;
-  using T = typename C::Element;
-  static constexpr int m = C::m;
-  static constexpr bool early = Score::identity && m == 64;
   const Params& p;
-  const Sequence& s;
   unsigned base;
-  int group, b, kv_head;
-  Keys90<C> keys;
   Ring<C::stages> ring;
-  unsigned step = 0;
+  Ring<1> keys_ring;
 
   __device__ __forceinline__ void free(unsigned barrier) {
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
   }
+  /// body(slot, any) for each task; `any`: are there queries, and were K and V brought?
+  template <class Body>
+  __device__ __forceinline__ void each_task(const Body& body) {
+#pragma unroll 1
+    for (Ring<2> tasks;; tasks.next()) {
+      mbarrier_wait(base + L::task_full + 8 * tasks.at(), tasks.parity());
+      const unsigned slot = base + L::tasks + 64 * tasks.at();
+      const int4 first = load_shared_ints(slot);
+      if (first.x < 0) return;
+      if (first.w) mbarrier_wait(base + L::keys_full, keys_ring.parity());
+      body(slot, first.w != 0);
+      __syncwarp();
+      free(L::task_empty + 8 * tasks.at());
+    }
+  }
+  /// The last product with K and V is done.
+  __device__ __forceinline__ void done_with_keys() {
+    free(L::keys_empty);
+    keys_ring.next();
+  }
+  /// The stage at hand, and whether it is the last of the task.
+  __device__ __forceinline__ unsigned info() const {
+    return base + L::info + L::info_bytes * ring.at();
+  }
+  __device__ __forceinline__ bool is_last() const {
+    return load_shared_word(info() + L::info_last);
+  }
+};
+
+template <class C, class Mask, class Score>
+struct BackwardConsumer90 : Consumer90Base<C> {
+  using Base = Consumer90Base<C>;
+  using L = SharedBackward90<C>;
+  using T = typename C::Element;
+  using Base::base, Base::p, Base::ring;
+  static constexpr int m = C::m;
+  static constexpr bool early = Score::identity && m == 64;
+  int group;
+  unsigned step = 0;
 
   /// dQ = dS K: 64 queries by 64 columns; this warpgroup's share of the tile.
   __device__ __forceinline__ void queries(float (&acc)[8][4], unsigned ds) {
@@ -265,107 +160,110 @@ struct BackwardConsumer90 {
   }
 
   /// Leaves a dQ tile to the warp that adds it.
-  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], int tile, int turn) {
+  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], unsigned info) {
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     const int thread = threadIdx.x & 127;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16, dq[i]);
     if (thread == 0) {
-      store_shared_word(base + L::dq_to + 4 * group, tile);
-      if (C::ordered && group == 0) store_shared_word(base + L::dq_turn, turn);
+      store_shared_word(base + L::dq_to + 4 * group, load_shared_word(info + L::info_sums));
+      if (C::ordered && group == 0)
+        store_shared_word(base + L::dq_turn, load_shared_word(info + L::info_turn));
     }
     async_proxy_fence();
     __syncwarp();
-    free(L::dq_full + 8 * group);
+    this->free(L::dq_full + 8 * group);
     ++step;
   }
 
   __device__ void run() {
-    float dk[C::dqk / 8][4], dv[C::dv / 8][4];
-    clear(dk);
-    clear(dv);
-    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
+    this->each_task([&](unsigned slot, bool any) {
+      float dk[C::dqk / 8][4], dv[C::dv / 8][4];
+      clear(dk);
+      clear(dv);
+      if (any) {
 #pragma unroll 1
-    for (;;) {
-      if constexpr (m == 128) opaque(base);
-      const int at = ring.at();
-      mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
-      const unsigned info = base + L::info + L::info_bytes * at;
-      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
-      if (h < 0) break;
-      const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
-      float acc[m / 8][4], dp[m / 8][4];
-      wgmma_fence();
-      multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + q);
-      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
-      wgmma_fence();
-      multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout);
-
-      Pairs90<C, Mask, Score> pairs(p,
-                                    s,
-                                    keys,
-                                    b,
-                                    h,
-                                    tile * m,
-                                    info + 12 + 4 * L::row_slabs * group,
-                                    base + L::lse + at * m * 4,
-                                    base + L::delta + at * m * 4);
-      unsigned left[m / 16][4], ds[m / 16][4];
-      if constexpr (Score::identity) {
-        wgmma_wait<1>();
-        pin(acc);
-        pairs.weights(acc);
+        while (!tile(slot, dk, dv)) {
+        }
+        this->done_with_keys();
       }
-      pairs.drop();
-      if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
-        pairs.fragments(left, acc);
-        wgmma_fence();
-        add_rows90<C, C::dv>(dv, left, base + dout);
-        wgmma_wait<1>();
-        pin(dp);
-        pairs.gradients(acc, dp);
-        to_fragments<T, m>(ds, dp);
-      } else {
-        wgmma_wait<0>();
-        pin(acc);
-        pin(dp);
-        if constexpr (Score::identity)
-          pairs.gradients(acc, dp);
-        else
-          pairs.both(acc, dp);
-        to_fragments<T, m>(ds, dp);
-        pairs.fragments(left, acc);
-        wgmma_fence();
-        add_rows90<C, C::dv>(dv, left, base + dout);
-      }
-      const unsigned ds_at = L::ds_at + L::ds_bytes * (step & 1);
-      store_ds90<C>(ds, base + ds_at, group * 64);
-      named_barrier_sync(1, 256);
-      float dq[8][4];
-      wgmma_fence();
-      queries(dq, ds_at);
-      add_rows90<C, C::dqk>(dk, ds, base + q);
-      wgmma_wait<1>();
-      pin(dv);
-      pin(dq);
-      free(L::dout_empty + 8 * at);
-      leave_dq(dq, dq_tile<C>(p, s, b, h, tile), load_shared_word(info + 8));
-      wgmma_wait<0>();
-      pin(dk);
-      free(L::q_empty + 8 * at);
-      ring.next();
-    }
+      const KeyTask90 t = KeyTask90::read<C>(slot);
+      store_keys90<C>(p, t, p.dk, group, dk, p.scale);
+      store_keys90<C>(p, t, p.dv, group, dv, C::dropout ? p.keep_scale : 1.0f);
+    });
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     if ((threadIdx.x & 127) == 0) store_shared_word(base + L::dq_to + 4 * group, -1);
     __syncwarp();
-    free(L::dq_full + 8 * group);
-    store_keys90<C>(p, s, p.dk, b, kv_head, keys.mine, dk, p.scale);
-    store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
+    this->free(L::dq_full + 8 * group);
+  }
+
+  /// One query tile. Was it the last?
+  __device__ __forceinline__ bool tile(unsigned slot,
+                                       float (&dk)[C::dqk / 8][4],
+                                       float (&dv)[C::dv / 8][4]) {
+    if constexpr (m == 128) opaque(base);
+    const int at = ring.at();
+    mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
+    const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
+    float acc[m / 8][4], dp[m / 8][4];
+    wgmma_fence();
+    multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + q);
+    mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+    wgmma_fence();
+    multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout);
+
+    Pairs90<C, Mask, Score> pairs(p, base, slot, group, at);
+    unsigned left[m / 16][4], ds[m / 16][4];
+    if constexpr (Score::identity) {
+      wgmma_wait<1>();
+      pin(acc);
+      pairs.weights(acc);
+    }
+    pairs.drop();
+    if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
+      pairs.fragments(left, acc);
+      wgmma_fence();
+      add_rows90<C, C::dv>(dv, left, base + dout);
+      wgmma_wait<1>();
+      pin(dp);
+      pairs.gradients(acc, dp);
+      to_fragments<T, m>(ds, dp);
+    } else {
+      wgmma_wait<0>();
+      pin(acc);
+      pin(dp);
+      if constexpr (Score::identity)
+        pairs.gradients(acc, dp);
+      else
+        pairs.both(acc, dp);
+      to_fragments<T, m>(ds, dp);
+      pairs.fragments(left, acc);
+      wgmma_fence();
+      add_rows90<C, C::dv>(dv, left, base + dout);
+    }
+    const unsigned ds_at = L::ds_at + L::ds_bytes * (step & 1);
+    store_ds90<C>(ds, base + ds_at, group * 64);
+    named_barrier_sync(1, 256);
+    float dq[8][4];
+    wgmma_fence();
+    queries(dq, ds_at);
+    add_rows90<C, C::dqk>(dk, ds, base + q);
+    wgmma_wait<1>();
+    pin(dv);
+    pin(dq);
+    this->free(L::dout_empty + 8 * at);
+    leave_dq(dq, this->info());
+    const bool last = this->is_last();
+    wgmma_wait<0>();
+    pin(dk);
+    this->free(L::q_empty + 8 * at);
+    ring.next();
+    return last;
   }
 };
 
-/// `consume(s, base, group, b, kv_head, j0)`: what warpgroups 0 and 1 do.
+/// `consume(base, group)`: what warpgroups 0 and 1 do.
 template <class C, class Consume>
 __device__ __forceinline__ void backward_roles90(const Params& p,
                                                  const BackwardMaps& maps,
@@ -377,25 +275,13 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
   extern __shared__ __align__(1024) unsigned char shared[];
   const unsigned base = (shared_address(shared) + 1023) & ~1023u;
   const int group = warpgroup_index();
-  int at = blockIdx.x;
-  if constexpr (C::ordered) {  // who waits for another has come after it
-    if (threadIdx.x == 0) store_shared_word(base + L::ticket, atomicAdd(schedule.counter, 1));
-    __syncthreads();
-    at = load_shared_word(base + L::ticket);
-  }
-  const int tall = schedule.section * p.k_tiles, first = at / tall * schedule.section;
-  const int rest = at % tall;
-  const int width = minimum(schedule.section, p.kv_heads * p.batch - first);
-  const int pair = first + rest % width, kv_head = pair % p.kv_heads, b = pair / p.kv_heads;
-  const int j0 = rest / width * C::n;
-  const Sequence s = sequence<C>(p, b);
-  if (C::kv == KvKind::ragged && j0 >= s.k_len) return;
 
   if (threadIdx.x == 0) {
-    mbarrier_init(base + L::keys, 2);
+    mbarrier_init(base + L::keys_full, 2);
+    mbarrier_init(base + L::keys_empty, 8);
     mbarrier_init(base + L::tail, 1);
     for (int i = 0; i < C::stages; ++i) {
-      mbarrier_init(base + L::q_full + 8 * i, 1);
+      mbarrier_init(base + L::q_full + 8 * i, 2);
       mbarrier_init(base + L::dout_full + 8 * i, 1);
       mbarrier_init(base + L::q_empty + 8 * i, 8);
       mbarrier_init(base + L::dout_empty + 8 * i, 8);
@@ -405,6 +291,8 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       mbarrier_init(base + L::ds_empty + 8 * g, 8);
       mbarrier_init(base + L::dq_full + 8 * g, 4);  // wide: of P, full and empty
       mbarrier_init(base + L::dq_empty + 8 * g, 1);
+      mbarrier_init(base + L::task_full + 8 * g, 1);
+      mbarrier_init(base + L::task_empty + 8 * g, 8);
     }
     mbarrier_init_fence();
   }
@@ -414,21 +302,13 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
     lower_registers<C::producer_registers>();
     const int warp = threadIdx.x / 32 - 8;
     const bool lead = (threadIdx.x & 31) == 0;
-    if (warp == 0) {
-      BackwardProducer90<C> producer{p, maps, s, base, lead, j0, {}};
-      if (j0 < s.k_len) {
-        producer.keys(b, kv_head);
-        for (int h = kv_head * p.group; h < (kv_head + 1) * p.group; ++h)
-          for (QueryTiles<C> tiles(p, s, b, h, j0); tiles.valid(); tiles.next())
-            producer.rows(b, h, tiles);
-      }
-      producer.end();
-    } else if (!L::wide && warp == 1 && lead) {
+    if (warp == 0)
+      BackwardProducer90<C>{p, maps, schedule, base, lead}.run();
+    else if (!L::wide && warp == 1 && lead)
       add_dq<C>(p, base);
-    }
   } else {
     raise_registers<C::consumer_registers>();
-    consume(s, base, group, b, kv_head, j0);
+    consume(base, group);
   }
 }
 
@@ -436,25 +316,29 @@ template <class C, class Mask, class Score>
 __device__ __forceinline__ void backward_sm90(const Params& p,
                                               const BackwardMaps& maps,
                                               const Schedule& schedule) {
-  backward_roles90<C>(p,
-                      maps,
-                      schedule,
-                      [&](const Sequence& s, unsigned base, int group, int b, int kv_head, int j0) {
-                        BackwardConsumer90<C, Mask, Score> consumer{
-                            p, s, base, group, b, kv_head, Keys90<C>(p, s, j0, group)};
-                        consumer.run();
-                      });
+  backward_roles90<C>(p, maps, schedule, [&](unsigned base, int group) {
+    BackwardConsumer90<C, Mask, Score> consumer{{p, base}, group};
+    consumer.run();
+  });
 }
 
-/// The sums of dQ, times scale, as rows. Grid: q_tiles x heads x batch. Block: 256 threads.
+/// The sums of dQ, times scale, as rows. Grid: q_tiles x heads x batch; packed rows: one column of
+/// tiles. Block: 256 threads.
 template <class C, class Mask, class Score>
 __device__ void gather_dq(const Params& p) {
   using Out = typename C::Out;
   using L = SharedBackward90<C>;
   int x = blockIdx.x;
-  const int tile = x % p.q_tiles;
+  int tile = x % p.q_tiles;
   x /= p.q_tiles;
-  const int h = x % p.heads, b = x / p.heads, i0 = tile * C::m;
+  const int h = x % p.heads;
+  int b = x / p.heads;
+  if constexpr (C::rows == RowKind::ragged) {
+    b = sequence_of_slot(p.q_offsets, p.total_q, C::m, p.batch, tile);
+    tile -= first_slot(p.q_offsets, p.total_q, C::m, b);
+    if (tile < 0) return;
+  }
+  const int i0 = tile * C::m;
   const Sequence s = sequence<C>(p, b);
   if (i0 >= (C::rows == RowKind::dense ? p.max_q_len : s.q_len)) return;
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128;

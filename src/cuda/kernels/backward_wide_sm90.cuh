@@ -2,7 +2,8 @@
 // dQ, dK and dV on Hopper where the sums of one gradient fill a warpgroup, as above head dim 128,
 // or where masks and scores need its registers: wide() in tuning.cpp says when.
 //
-// One CTA owns 64 keys of a KV head. Its warpgroups share every pair and halve the columns:
+// A CTA takes 64 keys of a KV head at a time. Its warpgroups share every pair and halve the
+// columns:
 //   warpgroup 0: S^T = K Q^T; P = e^(s - LSE), passed on; dV += dropped(P)^T dO; dQ, left columns
 //   warpgroup 1: dP^T = V dO^T; dS = P * (dP - delta) * ds/dscore, passed back; dK += dS^T Q; dQ,
 //                right columns
@@ -15,22 +16,14 @@
 namespace undivided::cuda {
 
 template <class C, class Mask, class Score>
-struct WideConsumer90 {
+struct WideConsumer90 : Consumer90Base<C> {
+  using Base = Consumer90Base<C>;
+  using Base::base, Base::p, Base::ring, Base::free;
   using L = SharedBackward90<C>;
   using T = typename C::Element;
   static constexpr int m = C::m;
-  const Params& p;
-  const Sequence& s;
-  unsigned base;
-  int b, kv_head;
-  Keys90<C> keys;
-  Ring<C::stages> ring;
   unsigned step = 0;
   int turn_to_pass = -1;  // ordered: of the tile before
-
-  __device__ __forceinline__ void free(unsigned barrier) {
-    if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
-  }
 
   /// This warpgroup's columns of dQ = dS K of step `of`, added to the sums at `tile`.
   template <int group>
@@ -76,40 +69,36 @@ struct WideConsumer90 {
     __threadfence();
     named_barrier_sync(1 + group, 128);
     if ((threadIdx.x & 127) == 0) pass_turn(p.dq_turns + turn_to_pass);
-  }
-
-  __device__ __forceinline__ Pairs90<C, Mask, Score> pairs(int h, int tile, int at) {
-    return Pairs90<C, Mask, Score>(p,
-                                   s,
-                                   keys,
-                                   b,
-                                   h,
-                                   tile * m,
-                                   base + L::info + L::info_bytes * at + 12,
-                                   base + L::lse + at * m * 4,
-                                   base + L::delta + at * m * 4);
+    turn_to_pass = -1;
   }
 
   __device__ void weigh() {
-    float dv[C::dv / 8][4];
-    clear(dv);
-    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
-    int before = 0, turn = 0;  // the dQ tile of the step before, and its place in the order
+    this->each_task([&](unsigned slot, bool any) {
+      float dv[C::dv / 8][4];
+      clear(dv);
+      if (any) {
+        weigh_tiles(slot, dv);
+        this->done_with_keys();
+      }
+      store_keys90<C>(p, KeyTask90::read<C>(slot), p.dv, 0, dv, C::dropout ? p.keep_scale : 1.0f);
+    });
+  }
+  __device__ __forceinline__ void weigh_tiles(unsigned slot, float (&dv)[C::dv / 8][4]) {
+    int before = -1, turn = 0;  // the dQ tile of the step before, and its place in the order
 #pragma unroll 1
-    for (;; ring.next(), ++step) {
+    for (bool last = false; !last; ring.next(), ++step) {
       const int at = ring.at();
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
-      const unsigned info = base + L::info + L::info_bytes * at;
-      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
-      const int my_turn = C::ordered ? load_shared_word(info + 8) : 0;
-      if (h < 0) break;
+      const int sums = load_shared_word(this->info() + L::info_sums);
+      const int my_turn = C::ordered ? load_shared_word(this->info() + L::info_turn) : 0;
+      last = this->is_last();
       float acc[m / 8][4];
       unsigned left[m / 16][4];
       wgmma_fence();
       multiply_rows90<C, C::dqk>(acc, base, base + L::q_at + L::q_bytes * at);
       wgmma_wait<0>();
       pin(acc);
-      auto pair = pairs(h, tile, at);
+      Pairs90<C, Mask, Score> pair(p, base, slot, 0, at);
       if constexpr (Score::identity) {
         pair.weights(acc);
         pass(acc);
@@ -124,7 +113,7 @@ struct WideConsumer90 {
       mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
       wgmma_fence();
       add_rows90<C, C::dv>(dv, left, base + L::dout_at + L::dout_bytes * at);
-      if (step > 0) {
+      if (before >= 0) {
         float dq[L::dq_columns(0) / 8][4];
         start_dq<0>(dq, step - 1);
         wgmma_wait<1>();
@@ -136,16 +125,13 @@ struct WideConsumer90 {
         pin(dv);
         free(L::dout_empty + 8 * at);
       }
-      before = dq_tile<C>(p, s, b, h, tile);
+      before = sums;
       turn = my_turn;
     }
-    if (step > 0) {
-      float dq[L::dq_columns(0) / 8][4];
-      start_dq<0>(dq, step - 1);
-      finish_dq<0>(dq, step - 1, before, turn);
-      pass_last_turn<0>();
-    }
-    store_keys90<C>(p, s, p.dv, b, kv_head, keys.mine, dv, C::dropout ? p.keep_scale : 1.0f);
+    float dq[L::dq_columns(0) / 8][4];
+    start_dq<0>(dq, step - 1);
+    finish_dq<0>(dq, step - 1, before, turn);
+    pass_last_turn<0>();
   }
 
   /// P, or P * ds/dscore, to the same threads of warpgroup 1.
@@ -159,17 +145,24 @@ struct WideConsumer90 {
   }
 
   __device__ void differentiate() {
-    float dk[C::dqk / 8][4];
-    clear(dk);
-    if (keys.tile_first < s.k_len) mbarrier_wait(base + L::keys, 0);
+    this->each_task([&](unsigned slot, bool any) {
+      float dk[C::dqk / 8][4];
+      clear(dk);
+      if (any) {
+        differentiate_tiles(slot, dk);
+        this->done_with_keys();
+      }
+      store_keys90<C>(p, KeyTask90::read<C>(slot), p.dk, 0, dk, p.scale);
+    });
+  }
+  __device__ __forceinline__ void differentiate_tiles(unsigned slot, float (&dk)[C::dqk / 8][4]) {
 #pragma unroll 1
-    for (;; ring.next(), ++step) {
+    for (bool last = false; !last; ring.next(), ++step) {
       const int at = ring.at();
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
-      const unsigned info = base + L::info + L::info_bytes * at;
-      const int h = load_shared_word(info), tile = load_shared_word(info + 4);
-      const int turn = C::ordered ? load_shared_word(info + 8) : 0;
-      if (h < 0) break;
+      const int sums = load_shared_word(this->info() + L::info_sums);
+      const int turn = C::ordered ? load_shared_word(this->info() + L::info_turn) : 0;
+      last = this->is_last();
       float dp[m / 8][4];
       unsigned ds[m / 16][4];
       mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
@@ -178,7 +171,7 @@ struct WideConsumer90 {
       wgmma_wait<0>();
       pin(dp);
       free(L::dout_empty + 8 * at);
-      auto pair = pairs(h, tile, at);
+      Pairs90<C, Mask, Score> pair(p, base, slot, 0, at);
       pair.drop();
       float weight[m / 8][4];
       mbarrier_wait(base + L::p_full, step & 1);
@@ -201,7 +194,7 @@ struct WideConsumer90 {
         wgmma_wait<1>();
         pin(dk);
         free(L::q_empty + 8 * at);
-        finish_dq<1>(dq, step, dq_tile<C>(p, s, b, h, tile), turn);
+        finish_dq<1>(dq, step, sums, turn);
       } else {
         wgmma_wait<0>();
         pin(dk);
@@ -210,7 +203,6 @@ struct WideConsumer90 {
       }
     }
     if constexpr (L::dq_columns(1) > 0) pass_last_turn<1>();
-    store_keys90<C>(p, s, p.dk, b, kv_head, keys.mine, dk, p.scale);
   }
 };
 
@@ -218,17 +210,13 @@ template <class C, class Mask, class Score>
 __device__ __forceinline__ void backward_wide_sm90(const Params& p,
                                                    const BackwardMaps& maps,
                                                    const Schedule& schedule) {
-  backward_roles90<C>(p,
-                      maps,
-                      schedule,
-                      [&](const Sequence& s, unsigned base, int group, int b, int kv_head, int j0) {
-                        WideConsumer90<C, Mask, Score> consumer{
-                            p, s, base, b, kv_head, Keys90<C>(p, s, j0, 0)};
-                        if (group == 0)
-                          consumer.weigh();
-                        else
-                          consumer.differentiate();
-                      });
+  backward_roles90<C>(p, maps, schedule, [&](unsigned base, int group) {
+    WideConsumer90<C, Mask, Score> consumer{{p, base}};
+    if (group == 0)
+      consumer.weigh();
+    else
+      consumer.differentiate();
+  });
 }
 
 }  // namespace undivided::cuda

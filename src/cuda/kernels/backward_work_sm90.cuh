@@ -41,23 +41,72 @@ struct SharedBackward90 {
   static constexpr int p_at = dq_at + 2 * dq_bytes;               // wide: P of the tile
   static constexpr int lse = p_at + p_bytes;                      // in log2, a float a row
   static constexpr int delta = lse + C::stages * C::m * 4;
-  static constexpr int keys = delta + C::stages * C::m * 4;  // barriers from here
-  static constexpr int tail = keys + 8;
+  static constexpr int keys_full = delta + C::stages * C::m * 4;  // barriers from here
+  static constexpr int keys_empty = keys_full + 8, tail = keys_empty + 8;
   static constexpr int q_full = tail + 8, q_empty = q_full + 8 * C::stages;
   static constexpr int dout_full = q_empty + 8 * C::stages;
   static constexpr int dout_empty = dout_full + 8 * C::stages;
   static constexpr int dq_full = dout_empty + 8 * C::stages, dq_empty = dq_full + 16;
   static constexpr int p_full = dq_full, p_empty = p_full + 8;  // wide: instead
   static constexpr int ds_full = dq_empty + 16, ds_empty = ds_full + 16;
-  static constexpr int dq_to = ds_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
-  static constexpr int dq_turn = dq_to + 8;    // ordered: and its place in the order
-  static constexpr int ticket = dq_turn + 4;   // ordered: which CTA this is
-  // Per stage: head (-1: the end), query tile, its place in the order of sums, and of a plan a
-  // class per 64 x 64 block.
-  static constexpr int info = ticket + 4;
+  static constexpr int task_full = ds_empty + 16, task_empty = task_full + 16;
+  static constexpr int dq_to = task_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
+  static constexpr int dq_turn = dq_to + 8;      // ordered: and its place in the order
+  static constexpr int tasks = (dq_turn + 4 + 15) / 16 * 16;  // two of KeyTask90
+  // Per stage: head; query tile; the tile of its sums; ordered: its place in their order; is it the
+  // last of the task; bit g: must warpgroup g look at pairs; of a plan: a class per 64 x 64 block.
+  static constexpr int info = tasks + 2 * 64;
+  static constexpr int info_tile = 4, info_sums = 8, info_turn = 12, info_last = 16, info_look = 20;
+  static constexpr int info_classes = 24;
   static constexpr int info_bytes =
-      12 + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
+      info_classes + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
   static constexpr int bytes = info + C::stages * info_bytes;
+};
+
+/// The keys of a task as the loader tells the others.
+struct KeyTask90 {
+  int kv_head, b, j0;  // kv_head -1: there are no more
+  int any;             // is there a query for them?
+  Sequence s;
+  int low, high;  // of a band: key j0 is kept by queries [low, high], the next key one further
+
+  template <class C>
+  __device__ static KeyTask90 of(
+      const Params& p, const Sequence& s, int kv_head, int b, int j0, bool any) {
+    KeyTask90 t{kv_head, b, j0, any, s, 0, 0};
+    if constexpr (C::mask == MaskKind::band) {
+      const Band band(p, s);
+      t.low = static_cast<int>(clamped<long long>(band.first_query(j0), -C::n, s.q_len));
+      t.high = static_cast<int>(clamped<long long>(band.last_query(j0), -1 - C::n, s.q_len));
+    }
+    return t;
+  }
+  __device__ void write(unsigned at) const {
+    store_shared(at, make_int4(kv_head, b, j0, any));
+    store_shared(at + 16, make_int4(s.q_len, s.k_len, s.q_origin, s.k_origin));
+    store_shared(at + 32, make_int4(low, high, 0, 0));
+    store_shared(at + 48,
+                 make_int4(static_cast<int>(s.q_first),
+                           static_cast<int>(s.q_first >> 32),
+                           static_cast<int>(s.k_first),
+                           static_cast<int>(s.k_first >> 32)));
+  }
+  template <class C>
+  __device__ static KeyTask90 read(unsigned at) {
+    const int4 a = load_shared_ints(at), b = load_shared_ints(at + 16);
+    KeyTask90 t{a.x, a.y, a.z, a.w, {b.x, b.y, 0, 0, b.z, b.w}, 0, 0};
+    if constexpr (C::mask == MaskKind::band) {
+      const int4 c = load_shared_ints(at + 32);
+      t.low = c.x;
+      t.high = c.y;
+    }
+    if constexpr (C::rows == RowKind::ragged || C::kv == KvKind::ragged) {
+      const int4 c = load_shared_ints(at + 48);
+      t.s.q_first = static_cast<long long>(c.y) << 32 | static_cast<unsigned>(c.x);
+      t.s.k_first = static_cast<long long>(c.w) << 32 | static_cast<unsigned>(c.z);
+    }
+    return t;
+  }
 };
 
 /// Where a dQ tile has its sums, in tiles. Sequences of packed rows
@@ -82,8 +131,9 @@ struct QueryTiles {
 
   int tile = down ? -1 : 0, first = 0, end = 0;
   const PlanRef* plan = nullptr;
-  int run[key_blocks], run_begin[key_blocks], run_end[key_blocks];
+  BlockCursor<down> keys[key_blocks];
 
+  QueryTiles() = default;
   __device__ QueryTiles(const Params& p, const Sequence& s, int b, int h, int j0) {
     const int j1 = minimum(j0 + C::n, s.k_len) - 1;
     long long low = 0, high = s.q_len;
@@ -99,10 +149,7 @@ struct QueryTiles {
 #pragma unroll
       for (int g = 0; g < key_blocks; ++g) {
         const int block = j0 / 64 + g;
-        const bool live = block < e.k_blocks && block * 64 < s.k_len;
-        run_begin[g] = live ? p.plan.run_offsets[e.key_runs + block] : 0;
-        run_end[g] = live ? p.plan.run_offsets[e.key_runs + block + 1] : 0;
-        run[g] = down ? run_end[g] - 1 : run_begin[g];
+        keys[g].start(p.plan, e.key_runs + block, block < e.k_blocks && block * 64 < s.k_len);
       }
     }
     if (low >= high) return;
@@ -117,18 +164,10 @@ struct QueryTiles {
     tile += down ? -1 : 1;
     if constexpr (planned) settle();
   }
-  /// Class of one 64 x 64 block of the tile at hand, as in KeyTiles.
+  /// Class of one 64 x 64 block of the tile at hand, asked once each, in the order of the walk.
   __device__ int block_class(int g, int i) {
-    const int block = tile * per + i;
-    int r = run[g];
-    if constexpr (down)
-      while (r >= run_begin[g] && plan->runs[r].begin > block) --r;
-    else
-      while (r < run_end[g] && plan->runs[r].end <= block) ++r;
-    if (r < run_begin[g] || r >= run_end[g]) return KeyTiles<C>::empty_block;
-    const PlanRun x = plan->runs[r];
-    if (block < x.begin || block >= x.end) return KeyTiles<C>::empty_block;
-    return inside_block<C>(*plan, x, block);
+    static_assert(!down || !planned || per == 1);
+    return keys[g].template block_class<C>(*plan, tile * per + i);
   }
 
  private:
@@ -136,15 +175,11 @@ struct QueryTiles {
     int best = down ? -1 : end;
 #pragma unroll
     for (int g = 0; g < key_blocks; ++g) {
-      if constexpr (down) {
-        while (run[g] >= run_begin[g] && plan->runs[run[g]].begin > tile * per + per - 1) --run[g];
-        if (run[g] >= run_begin[g])
-          best = maximum(best, minimum(tile, (plan->runs[run[g]].end - 1) / per));
-      } else {
-        while (run[g] < run_end[g] && plan->runs[run[g]].end <= tile * per) ++run[g];
-        if (run[g] < run_end[g])
-          best = minimum(best, maximum(tile, plan->runs[run[g]].begin / per));
-      }
+      keys[g].seek(*plan, tile * per + (down ? per - 1 : 0));
+      if constexpr (down)
+        best = maximum(best, minimum(tile, keys[g].run.end > 0 ? (keys[g].run.end - 1) / per : -1));
+      else
+        best = minimum(best, maximum(tile, keys[g].run.begin / per));
     }
     tile = best;
   }
@@ -175,72 +210,83 @@ __device__ inline int visitors_before(
 /// The keys of a warpgroup as one of its threads sees them.
 template <class C>
 struct Keys90 {
-  int tile_first;             // of the CTA
-  int mine;                   // the upper of the thread's two keys
-  int low[2], high[2];        // queries [low, high] of a band keep them; none past the length
-  int clear_low, clear_high;  // these queries keep every key of the warpgroup
+  int mine;             // the upper of the thread's two keys
+  int low[2], high[2];  // queries [low, high] of a band keep them; none past the length
 
-  __device__ Keys90(const Params& p, const Sequence& s, int j0, int group) : tile_first(j0) {
-    const int first = j0 + group * 64, thread = threadIdx.x & 127;
-    mine = first + thread / 32 * 16 + (thread & 31) / 4;
-    const auto from = [&](int j) {
-      if (j >= s.k_len) return 0x7fffffff;
-      if constexpr (C::mask != MaskKind::band) return 0;
-      return static_cast<int>(clamped<long long>(Band(p, s).first_query(j), 0, 0x7fffffff));
-    };
-    const auto to = [&](int j) {
-      if (j >= s.k_len) return -1;
-      if constexpr (C::mask != MaskKind::band) return 0x7fffffff;
-      return static_cast<int>(clamped<long long>(Band(p, s).last_query(j), -1, 0x7fffffff));
-    };
+  Keys90() = default;
+  __device__ Keys90(const KeyTask90& t, int group) {
+    const int thread = threadIdx.x & 127;
+    mine = t.j0 + group * 64 + thread / 32 * 16 + (thread & 31) / 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      low[half] = from(mine + 8 * half);
-      high[half] = to(mine + 8 * half);
+      low[half] = first_query(t, mine + 8 * half);
+      high[half] = last_query(t, mine + 8 * half);
     }
-    clear_low = from(first + 63);
-    clear_high = to(first);
+  }
+  static __device__ int first_query(const KeyTask90& t, int j) {
+    if (j >= t.s.k_len) return 0x7fffffff;
+    return C::mask == MaskKind::band ? t.low + j - t.j0 : 0;
+  }
+  static __device__ int last_query(const KeyTask90& t, int j) {
+    if (j >= t.s.k_len) return -1;
+    return C::mask == MaskKind::band ? t.high + j - t.j0 : 0x7fffffff;
+  }
+  /// A bit a warpgroup: does a pair of its keys and queries [i0, i0 + m) ask for a look?
+  static __device__ int looks(const KeyTask90& t, int i0) {
+    int bits = 0;
+#pragma unroll
+    for (int g = 0; g < C::n / 64; ++g) {
+      const int first = t.j0 + g * 64;
+      if (C::mask == MaskKind::program || i0 < first_query(t, first + 63) ||
+          i0 + C::m - 1 > last_query(t, first))
+        bits |= 1 << g;
+    }
+    return bits;
   }
 };
 
 /// The pairs of a query tile and the keys of a warpgroup: from S^T and dP^T to P^T and dS^T.
 template <class C, class Mask, class Score>
 struct Pairs90 {
+  using L = SharedBackward90<C>;
   static constexpr int m = C::m, blocks = C::mask == MaskKind::plan ? m / 64 : 0;
+  /// Does every tile need the task? Else only one that is looked at reads it, and it takes no
+  /// registers.
+  static constexpr bool eager =
+      !Score::identity || C::dropout || C::inside_program || C::mask == MaskKind::program;
   const Params& p;
-  const Sequence& s;
-  const Keys90<C>& keys;
-  int b, h, i0;
-  unsigned lse, delta;  // in shared memory
-  bool looked;          // may a pair be masked?
+  unsigned slot, info;  // of the task and of the tile, in shared memory
+  int group;
+  unsigned lse;  // in shared memory; delta is behind it
+  bool looked;   // may a pair be masked?
+  int h, i0;     // known when read_task() was called
+  KeyTask90 t;
+  Keys90<C> keys;
   int classes[blocks ? blocks : 1];
   unsigned dropped[m / 64];  // a bit an element
   unsigned inside[m / 64];   // the same: what the program keeps of a block without bits
 
-  __device__ __forceinline__ Pairs90(const Params& params,
-                                     const Sequence& sequence,
-                                     const Keys90<C>& my_keys,
-                                     int batch,
-                                     int head,
-                                     int first,
-                                     unsigned class_at,
-                                     unsigned lse_at,
-                                     unsigned delta_at)
-      : p(params),
-        s(sequence),
-        keys(my_keys),
-        b(batch),
-        h(head),
-        i0(first),
-        lse(lse_at),
-        delta(delta_at) {
-    looked = C::mask == MaskKind::program || i0 < keys.clear_low || i0 + m - 1 > keys.clear_high;
+  /// The query tile of stage `at`, and the keys of warpgroup `my_group`.
+  __device__ __forceinline__
+  Pairs90(const Params& params, unsigned base, unsigned task, int my_group, int at)
+      : p(params), slot(task), group(my_group) {
+    info = base + L::info + L::info_bytes * at;
+    lse = base + L::lse + at * m * 4;
+    looked = load_shared_word(info + L::info_look) >> group & 1;
+    if constexpr (eager) read_task();
 #pragma unroll
     for (int i = 0; i < blocks; ++i) {
-      classes[i] = load_shared_word(class_at + 4 * i);
-      looked = looked || classes[i] != KeyTiles<C>::full_block;
+      classes[i] = load_shared_word(info + L::info_classes + 4 * (L::row_slabs * group + i));
+      looked = looked || classes[i] != BlockCursor<false>::full_block;
       if constexpr (C::inside_program) inside[i] = classes[i] < 0 ? ~0u : ask(i);
     }
+  }
+
+  __device__ __forceinline__ void read_task() {
+    h = load_shared_word(info);
+    i0 = load_shared_word(info + L::info_tile) * m;
+    t = KeyTask90::read<C>(slot);
+    keys = Keys90<C>(t, group);
   }
 
   static __device__ __forceinline__ int column() { return (threadIdx.x & 3) * 2; }
@@ -257,7 +303,7 @@ struct Pairs90 {
       const int i = i0 + block * 64 + x / 4 * 8 + column() + (x & 1), half = x >> 1 & 1;
       const int j = keys.mine + 8 * half;
       bits |= static_cast<unsigned>(
-                  Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len))
+                  Mask::keep(p, t.b, h, t.s.q_origin + i, t.s.k_origin + j, t.s.q_len, t.s.k_len))
               << x;
     }
     return bits;
@@ -270,21 +316,21 @@ struct Pairs90 {
     const int j = keys.mine + 8 * half;
     if constexpr (C::mask == MaskKind::plan) {
       const int id = classes[c / 8];
-      if (id == KeyTiles<C>::empty_block) keep = false;
+      if (id == BlockCursor<false>::empty_block) keep = false;
       if constexpr (C::inside_program)
         keep = keep && (inside[c / 8] >> (c % 8 * 4 + e) & 1);
       else if (id >= 0)
         keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
     }
     if constexpr (C::mask == MaskKind::program)
-      keep = keep && i < s.q_len &&
-             Mask::keep(p, b, h, s.q_origin + i, s.k_origin + j, s.q_len, s.k_len);
+      keep = keep && i < t.s.q_len &&
+             Mask::keep(p, t.b, h, t.s.q_origin + i, t.s.k_origin + j, t.s.q_len, t.s.k_len);
     return keep;
   }
 
   __device__ __forceinline__ bool keeps_weight(int c, int e) const {
     const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
-    return Dropout(p).keep(b, h, s.q_origin + i, s.k_origin + j);
+    return Dropout(p).keep(t.b, h, t.s.q_origin + i, t.s.k_origin + j);
   }
   __device__ __forceinline__ void drop() {
     if constexpr (C::dropout) {
@@ -313,6 +359,7 @@ struct Pairs90 {
         acc[c][e] = exp2_fast(fmaf(acc[c][e], unit, e & 1 ? -top.y : -top.x));
     }
     if (looked) {
+      if constexpr (!eager) read_task();
 #pragma unroll
       for (int c = 0; c < m / 8; ++c)
 #pragma unroll
@@ -326,7 +373,7 @@ struct Pairs90 {
                                             float (&dp)[m / 8][4]) const {
 #pragma unroll
     for (int c = 0; c < m / 8; ++c) {
-      const float2 d = of_rows(delta, c);
+      const float2 d = of_rows(lse + L::delta - L::lse, c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float grad = dp[c][e];
@@ -343,21 +390,28 @@ struct Pairs90 {
     }
   }
 
+  /// k - q of the first query of a thread; further ones are whole numbers away.
+  __device__ __forceinline__ float distance(int half) const {
+    return distance_of(t.s, i0 + column(), keys.mine + 8 * half);
+  }
+
   /// S^T to P^T and P^T * ds/dscore.
   __device__ __forceinline__ void weights_and_slopes(float (&acc)[m / 8][4],
                                                      float (&slope)[m / 8][4]) {
+    const float from[2] = {distance(0), distance(1)};
 #pragma unroll
     for (int c = 0; c < m / 8; ++c) {
       const float2 top = of_rows(lse, c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
-        const int qp = s.q_origin + i, kp = s.k_origin + j;
-        const bool live = i < s.q_len && (!looked || kept(c, e));
+        const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
+        const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1));
+        const bool live = i < t.s.q_len && (!looked || kept(c, e));
         const float raw = acc[c][e] * p.scale;
-        const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        const float score = Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
         const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
-        const float by = Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        const float by = Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
         acc[c][e] = weight;
         slope[c][e] = live ? weight * by : 0.0f;
       }
@@ -366,21 +420,23 @@ struct Pairs90 {
 
   /// Both at once, for a score program: its derivative is taken at what P was made of.
   __device__ __forceinline__ void both(float (&acc)[m / 8][4], float (&dp)[m / 8][4]) {
+    const float from[2] = {distance(0), distance(1)};
 #pragma unroll
     for (int c = 0; c < m / 8; ++c) {
-      const float2 top = of_rows(lse, c), d = of_rows(delta, c);
+      const float2 top = of_rows(lse, c), d = of_rows(lse + L::delta - L::lse, c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
-        const int qp = s.q_origin + i, kp = s.k_origin + j;
-        const bool live = i < s.q_len && (!looked || kept(c, e));
+        const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
+        const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1));
+        const bool live = i < t.s.q_len && (!looked || kept(c, e));
         const float raw = acc[c][e] * p.scale;
-        const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+        const float score = Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
         const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
         float grad = dp[c][e];
         if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
         grad = weight * (grad - (e & 1 ? d.y : d.x)) *
-               Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, raw);
+               Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
         acc[c][e] = weight;
         dp[c][e] = live ? grad : 0.0f;
       }

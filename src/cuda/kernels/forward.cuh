@@ -61,7 +61,15 @@ __device__ void score_tile(const Params& p,
       const int j = first + i * 8 + (e & 1);
       float x = acc[i][e] * scale;
       if constexpr (!Score::identity)
-        x = Score::apply(p, b, r.head, s.q_origin + r.token, s.k_origin + j, s.q_len, s.k_len, x) *
+        x = Score::apply(p,
+                         b,
+                         r.head,
+                         s.q_origin + r.token,
+                         s.k_origin + j,
+                         s.q_len,
+                         s.k_len,
+                         distance_of(s, r.token, j),
+                         x) *
             log2_e;
       if (look && !(r.live && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, r.head, r.token, j)))
         x = -infinity();

@@ -9,7 +9,9 @@
 // (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has `q_stages`
 // buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter.
 // V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour
-// left there may be NaN. Rows are stored from registers, so nothing else is touched.
+// left there may be NaN. With two buffers of Q, each warp puts its rows of O where its rows of Q
+// were, and the copy engine stores them while the next tile begins; what it cannot clip (tails of
+// packed rows, say) is stored from registers.
 // Paged keys: a tile comes in boxes that divide a page, one copy a lane. Packed: the heads of a
 // group are rows of one tile, which the copy engine interleaves. Split: see combine.cuh.
 #pragma once
@@ -122,10 +124,7 @@ struct Producer90 {
     v.next();
   }
 
-  __device__ void tile(const Work& w) {
-    const Sequence s = sequence<C>(p, w.b);
-    KeyTiles<C> tiles(p, s, w);
-    if (!tiles.valid()) return;
+  __device__ void tile(const Work& w, const Sequence& s, KeyTiles<C>& tiles) {
     token = static_cast<int>(s.k_first);
     kv_head = C::packed ? w.head : w.head / p.group;
     b = w.b;
@@ -166,11 +165,16 @@ struct Consumer90 {
   using L = Shared90<C>;
   using T = typename C::Element;
   static constexpr int n = C::n, width = C::dv;
+  /// Does the copy engine store O, from the buffer of Q?
+  static constexpr bool staged = C::q_stages > 1 && sizeof(typename C::Out) == 2 && !C::packed &&
+                                 !C::split && width % 16 == 0 && L::v_slabs <= L::q_slabs;
   const Params& p;
+  const TensorMaps& maps;
   unsigned base;
   int group;
   Ring<C::q_stages> q;
   Ring<C::stages> k, v;
+  unsigned owed = 0;  // staged: the barrier of the buffer of Q that O is being stored from
 
   __device__ __forceinline__ void free(int barrier) {
     if ((threadIdx.x & 31) == 0) mbarrier_arrive(base + barrier);
@@ -207,12 +211,9 @@ struct Consumer90 {
   }
 
   /// The rows of the query tile that the loader wrote at `slot`.
-  __device__ __forceinline__ Rows90 rows_at(unsigned slot) {
+  __device__ __forceinline__ Rows90 rows_of(const Task90& task) {
     Rows90 r;
-    r.work = {load_shared_word(slot),
-              load_shared_word(slot + 4),
-              load_shared_word(slot + 8),
-              C::split ? load_shared_word(slot + 12) : 0};
+    r.work = task.work;
     const int tokens = tile_tokens<C>(p), first = r.work.q_tile * tokens;
     const int thread = threadIdx.x & 127, mine = group * 64 + thread / 32 * 16 + (thread & 31) / 4;
     if constexpr (C::packed) {
@@ -233,15 +234,14 @@ struct Consumer90 {
         r.heads[half] = r.work.head;
       }
     }
+    r.limit<C>(task, first);
     return r;
   }
 
   __device__ __forceinline__ void tile(unsigned slot) {
-    Rows90 r = rows_at(slot);
-    const Sequence s = sequence<C>(p, r.work.b);
-    r.last = maximum(r.first, minimum(r.last, s.q_len - 1));
-    r.limit<C>(p, s);
-    KeyTiles<C> tiles(p, s, r.work);
+    const Task90 task = Task90::read(slot);
+    const Rows90 r = rows_of(task);
+    const Sequence& s = task.s;
     const bool scaled = Score::identity && p.scale > 0.0f;
     const float unit = scaled ? p.scale * log2_e : log2_e;
     const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
@@ -250,11 +250,12 @@ struct Consumer90 {
     Softmax90 soft;
     clear(out);
     soft.start();
-    if (tiles.valid()) mbarrier_wait(base + L::q_full + 8 * q.at(), q.parity());
+    const bool any = task.first < task.end;
+    if (any) mbarrier_wait(base + L::q_full + 8 * q.at(), q.parity());
     // Taking turns needs equal counts; else a warpgroup ends at its own last tile.
-    const bool any = tiles.valid();
-    const int end = C::pingpong ? tiles.end : tiles.end_of(p, s, r.first, r.last);
-    if (any && tiles.tile < end) {
+    const int end = C::pingpong ? task.end : r.end;
+    int tile = task.first;
+    if (tile < end) {
       float acc[n / 8][4];
       unsigned weights[n / 16][4];
       int classes[L::blocks ? L::blocks : 1];
@@ -263,16 +264,14 @@ struct Consumer90 {
       const auto look_up = [&] {
         if constexpr (KeyTiles<C>::planned) {
           const unsigned info = base + L::info + L::info_bytes * k.at();
-          tiles.tile = load_shared_word(info);
           more = load_shared_word(info + 4);
-          j0 = tiles.tile * n;
+          j0 = load_shared_word(info) * n;
 #pragma unroll
           for (int i = 0; i < L::blocks; ++i)
             classes[i] = load_shared_word(info + 8 + 4 * (group * L::blocks + i));
         } else {
-          j0 = tiles.tile * n;
-          tiles.next();
-          more = tiles.tile < end;
+          j0 = tile++ * n;
+          more = tile < end;
         }
       };
       const auto weigh = [&] {
@@ -284,7 +283,7 @@ struct Consumer90 {
       const auto k_done = [&] {
         free(L::k_empty + 8 * k.at());
         k.next();
-        if (!more) free(L::q_empty + 8 * q.at());
+        if (!staged && !more) free(L::q_empty + 8 * q.at());
       };
       const auto v_done = [&] {
         free(L::v_empty + 8 * v.at());
@@ -297,6 +296,7 @@ struct Consumer90 {
       scores(acc);
       your_turn();
       look_up();
+      settle();
       wgmma_wait<0>();
       pin(acc);
       k_done();
@@ -333,11 +333,12 @@ struct Consumer90 {
       wgmma_wait<0>();
       pin(out);
       v_done();
-    } else if (any) {
+    } else if (!staged && any) {
       free(L::q_empty + 8 * q.at());
     }
     if constexpr (!KeyTiles<C>::planned && !C::pingpong) {
-      for (; tiles.valid(); tiles.next()) {  // tiles that only others need
+#pragma unroll 1
+      for (; tile < task.end; ++tile) {  // tiles that only others need
         mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         free(L::k_empty + 8 * k.at());
         k.next();
@@ -346,10 +347,56 @@ struct Consumer90 {
         v.next();
       }
     }
+    // Read again: kept through the loop it would cost registers.
+    finish(Task90::read(slot), out, soft, unit);
+  }
+
+  /// A buffer of Q that O has left is free. PTX of its wait: cp.async.bulk.wait_group.read
+  __device__ __forceinline__ void settle() {
+    if constexpr (staged) {
+      if (owed && (threadIdx.x & 31) == 0) {
+        bulk_wait_read<0>();
+        mbarrier_arrive(owed);
+      }
+      owed = 0;
+    }
+  }
+
+  __device__ __forceinline__ void finish(const Task90& task,
+                                         float (&out)[width / 8][4],
+                                         const Softmax90& soft,
+                                         float unit) {
+    const Rows90 r = rows_of(task);
+    const bool any = task.first < task.end;
+    float scale[2];
+    finish_rows90<C>(p, task.s, r, out, soft, unit, scale);
+    if constexpr (staged) {
+      const int warp = (threadIdx.x & 127) / 32 * 16, first = r.first + warp;
+      const unsigned buffer = base + L::q_bytes * q.at();
+      settle();
+      const bool clipped = C::rows == RowKind::dense || first + 16 <= task.s.q_len;
+      if (any && clipped) {
+        stage_rows90<T>(buffer, L::q_slab, group * 64 + warp, out, scale);
+        if ((threadIdx.x & 31) == 0) {
+          const int row = static_cast<int>(task.s.q_first) + first;
+#pragma unroll
+          for (int i = 0; i < L::v_slabs; ++i)
+            tma_store(maps.o,
+                      buffer + i * L::q_slab + (group * 64 + warp) * 128,
+                      i * 64,
+                      row,
+                      task.work.head,
+                      C::rows == RowKind::ragged ? 0 : task.work.b);
+          bulk_commit();
+        }
+      } else {
+        store_rows90<C>(p, task.s, r, out, scale);
+      }
+      if (any) owed = base + L::q_empty + 8 * q.at();
+    } else {
+      store_rows90<C>(p, task.s, r, out, scale);
+    }
     if (any) q.next();
-    // Read again: kept through the loop they would cost registers.
-    const Rows90 again = rows_at(slot);
-    finish_rows90<C>(p, sequence<C>(p, again.work.b), again, out, soft, unit);
   }
 
   /// Zeros the weights that dropout drops; the rest are scaled at the end.
@@ -415,39 +462,43 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     Ring<2> ring;
     for (int at = blockIdx.x;;) {
       mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
-      const bool done = at >= schedule.tiles;
-      Work work{-1, 0, 0, 0};
-      if (!done) work = work_at<C>(p, schedule, at);
+      const unsigned slot = base + L::work + Task90::bytes * ring.at();
+      const unsigned full = base + L::work_full + 8 * ring.at();
+      ring.next();
+      if (at >= schedule.tiles) {
+        if (producer.lead) {
+          store_shared_word(slot, -1);
+          mbarrier_arrive(full);
+        }
+        break;
+      }
+      const Work work = work_at<C>(p, schedule, at);
+      const Sequence s = sequence<C>(p, work.b);
+      KeyTiles<C> tiles(p, s, work);
       int next = 0;
       if (producer.lead) {
-        const unsigned slot = base + L::work + L::work_bytes * ring.at();
-        store_shared_word(slot, work.q_tile);
-        store_shared_word(slot + 4, work.head);
-        store_shared_word(slot + 8, work.b);
-        store_shared_word(slot + 12, work.split);
-        mbarrier_arrive(base + L::work_full + 8 * ring.at());
-        next = schedule.tiles;
-        if (!done && schedule.counter) next = atomicAdd(schedule.counter, 1) + gridDim.x;
+        Task90::of<C>(p, s, work, tiles).write(slot);
+        mbarrier_arrive(full);
+        next = schedule.counter ? atomicAdd(schedule.counter, 1) + gridDim.x : schedule.tiles;
       }
-      ring.next();
-      if (done) break;
-      producer.tile(work);
+      if (tiles.valid()) producer.tile(work, s, tiles);
       at = __shfl_sync(0xffffffffu, next, 0);
     }
   } else {
     if constexpr (C::warpgroups > 1) raise_registers<C::consumer_registers>();
-    Consumer90<C, Mask, Score> consumer{p, base, group};
+    Consumer90<C, Mask, Score> consumer{p, maps, base, group};
     if constexpr (C::pingpong) {
       if (group == C::warpgroups - 1) consumer.your_turn();
     }
     for (Ring<2> ring;; ring.next()) {
       mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
-      const unsigned slot = base + L::work + L::work_bytes * ring.at();
+      const unsigned slot = base + L::work + Task90::bytes * ring.at();
       if (load_shared_word(slot) < 0) break;
       consumer.tile(slot);
       __syncwarp();
       consumer.free(L::work_empty + 8 * ring.at());
     }
+    consumer.settle();  // shared memory stays until it is read
   }
 }
 

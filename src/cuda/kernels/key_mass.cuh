@@ -61,6 +61,7 @@ __device__ void key_mass(const Params& p) {
                                              s.k_origin + j,
                                              s.q_len,
                                              s.k_len,
+                                             distance_of(s, i, j),
                                              acc[c][2 * half + e] * p.scale);
             if (inside && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, h, i, j))
               sum[half] += exp2_fast((score - lse) * log2_e);

@@ -6,12 +6,12 @@
 //     static __device__ bool keep(const Params& p, int batch, int head, int q, int k, int q_len,
 //                                 int k_len);
 //   };
-// and a generated Score (`score` is scale * q.k; pairs outside the lengths may be asked, and their
-// answer is thrown away):
+// and a generated Score (`score` is scale * q.k, `distance` the float of k - q; pairs outside the
+// lengths may be asked, and their answer is thrown away):
 //   struct Score {
 //     static constexpr bool identity = false;
 //     static constexpr int params = 2;  // of the program
-//     static __device__ float apply(p, batch, head, q, k, q_len, k_len, score);
+//     static __device__ float apply(p, batch, head, q, k, q_len, k_len, distance, score);
 //     static __device__ float derivative(p, ..., score);  // d apply / d score
 //     // Adds g * d apply / d capture: arrays by add_f32(p.d_arrays[i], g * out, live, index...),
 //     // parameters by sums[i] += live ? g * out : 0. All lanes of a warp call it together.
@@ -35,14 +35,14 @@ struct FullMask {
 struct IdentityScore {
   static constexpr bool identity = true;
   static constexpr int params = 1;
-  static __device__ float apply(const Params&, int, int, int, int, int, int, float score) {
+  static __device__ float apply(const Params&, int, int, int, int, int, int, float, float score) {
     return score;
   }
-  static __device__ float derivative(const Params&, int, int, int, int, int, int, float) {
+  static __device__ float derivative(const Params&, int, int, int, int, int, int, float, float) {
     return 1.0f;
   }
   static __device__ void capture(
-      const Params&, int, int, int, int, int, int, float, float, bool, float (&)[1]) {}
+      const Params&, int, int, int, int, int, int, float, float, float, bool, float (&)[1]) {}
 };
 
 }  // namespace undivided::cuda

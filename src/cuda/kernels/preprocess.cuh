@@ -47,15 +47,17 @@ __device__ bool inside(const Params& p, const FlatRow& row) {
   return !p.q_lengths.data || row.i < index_at(p.q_lengths, row.b);
 }
 
-/// Sums of dQ and the counters of their order. A memset would do, and cost the host another call.
+/// Sums of dQ, the counter of tasks behind them, and the counters of their order. A memset would
+/// do, and cost the host another call.
 __device__ inline void zero_sums(const Params& p) {
+  if (!p.dq_sum) return;
   const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
   float4* sums = reinterpret_cast<float4*>(p.dq_sum);
-  for (long long at = first; at < p.dq_floats / 4; at += step)
+  for (long long at = first; at < p.dq_floats / 4 + 1; at += step)
     sums[at] = float4{0.0f, 0.0f, 0.0f, 0.0f};
   if (!p.dq_turns) return;
-  for (long long at = first; at < 2 * p.dq_tiles + 1; at += step) p.dq_turns[at] = 0;
+  for (long long at = first; at < 2 * p.dq_tiles; at += step) p.dq_turns[at] = 0;
 }
 
 template <class C, class Mask, class Score>

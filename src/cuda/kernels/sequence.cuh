@@ -18,6 +18,11 @@ struct Sequence {
   int q_origin, k_origin;      // position of local index 0
 };
 
+/// k - q of local query i and key j.
+__device__ inline float distance_of(const Sequence& s, int i, int j) {
+  return static_cast<float>(s.k_origin + j - (s.q_origin + i));
+}
+
 __device__ inline int bounded(long long x, int high) {
   return static_cast<int>(clamped<long long>(x, 0, high));
 }

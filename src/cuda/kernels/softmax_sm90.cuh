@@ -15,17 +15,18 @@ struct Rows90 {
   int tokens[2], heads[2];    // of the thread's two rows, 8 apart; a dead row has a far token
   int low[2], high[2];        // they keep keys [low, high] of a band or of the length
   int clear_low, clear_high;  // every row of the warpgroup keeps these
+  int end;                    // key tiles of the warpgroup
 
   template <class C>
-  __device__ __forceinline__ void limit(const Params& p, const Sequence& s) {
+  __device__ __forceinline__ void limit(const Task90& t, int row0) {
     const auto from = [&](int row) {
-      if constexpr (C::mask != MaskKind::band) return 0;
-      return static_cast<int>(clamped<long long>(Band(p, s).first_key(row), 0, 0x7fffffff));
+      return C::mask == MaskKind::band ? t.low + minimum(row - row0, C::m) : 0;
     };
     const auto to = [&](int row) {
-      if constexpr (C::mask != MaskKind::band) return s.k_len - 1;
-      return static_cast<int>(clamped<long long>(Band(p, s).last_key(row), -1, s.k_len - 1));
+      return C::mask == MaskKind::band ? minimum(t.high + minimum(row - row0, C::m), t.s.k_len - 1)
+                                       : t.s.k_len - 1;
     };
+    last = maximum(first, minimum(last, t.s.q_len - 1));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       low[half] = from(tokens[half]);
@@ -33,6 +34,9 @@ struct Rows90 {
     }
     clear_low = from(last);
     clear_high = to(first);
+    end = t.end;
+    if constexpr (C::mask == MaskKind::band) end = clamped((to(last) + C::n) / C::n, 0, end);
+    if (first >= t.s.q_len) end = 0;
   }
 };
 
@@ -47,6 +51,9 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                              bool scaled) {
   const int t = (threadIdx.x & 3) * 2;
   if constexpr (!Score::identity) {
+    // Converted once a row; further keys are whole numbers away.
+    const float from[2] = {distance_of(s, r.tokens[0], j0 + t),
+                           distance_of(s, r.tokens[1], j0 + t)};
 #pragma unroll
     for (int i = 0; i < n; ++i)
 #pragma unroll
@@ -58,6 +65,7 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                  s.k_origin + j0 + t + i * 8 + (e & 1),
                                  s.q_len,
                                  s.k_len,
+                                 from[e >> 1] + static_cast<float>(i * 8 + (e & 1)),
                                  acc[i][e] * p.scale);
   } else if (!scaled) {
 #pragma unroll
@@ -70,7 +78,7 @@ __device__ __forceinline__ void score_tile90(const Params& p,
 #pragma unroll
     for (int block = 0; block < n / 8; ++block) {
       const int id = classes[block];
-      if (id == KeyTiles<C>::full_block) continue;
+      if (id == BlockCursor<false>::full_block) continue;
       unsigned long long keep[2] = {};
       if (id >= 0) {
         if constexpr (C::inside_program) {
@@ -121,17 +129,19 @@ __device__ __forceinline__ void score_tile90(const Params& p,
     return;
   }
 
-  if (j0 >= r.clear_low && j0 + C::n - 1 <= r.clear_high) return;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int a = r.low[half] - j0 - t, z = r.high[half] - j0 - t;
+  if (j0 + C::n - 1 > r.clear_high) {
 #pragma unroll
     for (int i = 0; i < n; ++i)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int x = i * 8 + e;
-        if (x < a || x > z) acc[i][2 * half + e] = -infinity();
-      }
+      for (int e = 0; e < 4; ++e)
+        if (i * 8 + (e & 1) > r.high[e >> 1] - j0 - t) acc[i][e] = -infinity();
+  }
+  if (C::mask == MaskKind::band && j0 < r.clear_low) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (i * 8 + (e & 1) < r.low[e >> 1] - j0 - t) acc[i][e] = -infinity();
   }
 }
 
@@ -239,53 +249,110 @@ __device__ __forceinline__ void store_row90(T* to,
     if (to) store_pair<T, true>(to + i * 8 + t * 2, value(i, 0), value(i, 1));
 }
 
-/// O, LSE and the largest score of the thread's two rows; of a split: its share of them.
+/// The rows of a warp, 16 of them, times `scale`, into shared memory as the copy engine wants them:
+/// row `first` of slabs of `slab` bytes.
+template <class T, int n>
+__device__ __forceinline__ void stage_rows90(
+    unsigned to, int slab, int first, const float (&acc)[n][4], const float (&scale)[2]) {
+  const int lane = threadIdx.x & 31, row = first + (lane & 15);
+#pragma unroll
+  for (int i = 0; i < n; i += 2) {
+    const unsigned words[4] = {pack<T>(acc[i][0] * scale[0], acc[i][1] * scale[0]),
+                               pack<T>(acc[i][2] * scale[1], acc[i][3] * scale[1]),
+                               pack<T>(acc[i + 1][0] * scale[0], acc[i + 1][1] * scale[0]),
+                               pack<T>(acc[i + 1][2] * scale[1], acc[i + 1][3] * scale[1])};
+    const int piece = i + (lane >> 4);
+    store_matrix(to + i / 8 * slab + row * 128 + ((piece ^ row) & 7) * 16, words);
+  }
+  async_proxy_fence();
+  __syncwarp();
+}
+
+/// LSE and the largest score of the thread's two rows, and what their O is to be multiplied with.
 template <class C, int n>
 __device__ __forceinline__ void finish_rows90(const Params& p,
                                               const Sequence& s,
                                               const Rows90& r,
                                               float (&out)[n][4],
                                               const Softmax90& soft,
-                                              float unit) {
+                                              float unit,
+                                              float (&scale)[2]) {
+  const int b = r.work.b;
+  float total[2], lse[2];
+  bool empty[2], written[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const bool live = r.tokens[half] < s.q_len;
+    total[half] = quad_sum(soft.sum[half]);
+    empty[half] = !live || total[half] == 0.0f;  // NaN is not empty
+    written[half] = C::rows == RowKind::dense ? r.tokens[half] < p.max_q_len : live;
+    lse[half] = empty[half] ? -infinity() : soft.top[half] * unit * ln_2 + __logf(total[half]);
+    scale[half] = empty[half] ? 0.0f : __fdividef(1.0f, total[half]);
+    if constexpr (C::dropout) scale[half] *= p.keep_scale;
+  }
+  if (__any_sync(0xffffffffu, empty[0] || empty[1])) {  // whatever a masked value left there
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (empty[e >> 1]) out[i][e] = 0.0f;
+  }
+  const bool leader = (threadIdx.x & 3) == 0;
+  if (p.max_logit) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (leader && !empty[half])
+        atomic_max(p.max_logit + b * p.max_logit_batch + r.heads[half] * p.max_logit_head,
+                   soft.peak[half] * unit * ln_2);
+  }
+  if constexpr (C::split) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (leader && written[half])
+        p.partial_lse[row_index<C>(p, s, b, r.heads[half], r.tokens[half]) +
+                      r.work.split * rows_of<C>(p)] = lse[half];
+    return;
+  }
+  if (p.sink) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (r.tokens[half] < s.q_len) {
+        const float sink = p.sink[r.heads[half]];
+        const float both = fmaxf(lse[half], sink);
+        const float all =
+            empty[half] ? sink : both + logf(expf(lse[half] - both) + expf(sink - both));
+        if (!empty[half]) scale[half] *= expf(lse[half] - all);
+        lse[half] = all;
+      }
+  }
+  if (p.lse.data) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (leader && written[half])
+        *row_scalar<C>(p.lse, s, b, r.heads[half], r.tokens[half]) = lse[half];
+  }
+}
+
+/// Writes O, or a split's share of it, from registers: any rows, any layout.
+template <class C, int n>
+__device__ __forceinline__ void store_rows90(const Params& p,
+                                             const Sequence& s,
+                                             const Rows90& r,
+                                             const float (&out)[n][4],
+                                             const float (&scale)[2]) {
   using Out = typename C::Out;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = r.tokens[half], head = r.heads[half], b = r.work.b;
-    const bool live = row < s.q_len;
-    const bool written = C::rows == RowKind::dense ? row < p.max_q_len : live;
-    const float total = quad_sum(soft.sum[half]);
-    const bool empty = !live || total == 0.0f;  // NaN is not empty
-    float lse = empty ? -infinity() : soft.top[half] * unit * ln_2 + logf(total);
-    float scale = empty ? 0.0f : 1.0f / total;
-    if constexpr (C::dropout) scale *= p.keep_scale;
-    if (empty) {  // whatever a masked value left there
-#pragma unroll
-      for (int i = 0; i < n; ++i) out[i][2 * half] = out[i][2 * half + 1] = 0.0f;
-    }
-    const bool leader = written && (threadIdx.x & 3) == 0;
-    if (p.max_logit && leader && !empty)
-      atomic_max(p.max_logit + b * p.max_logit_batch + head * p.max_logit_head,
-                 soft.peak[half] * unit * ln_2);
+    const bool written = row < (C::rows == RowKind::dense ? p.max_q_len : s.q_len);
     if constexpr (C::split) {
       const long long at = row_index<C>(p, s, b, head, row) + r.work.split * rows_of<C>(p);
-      if (leader) p.partial_lse[at] = lse;
-      store_row90<float>(written && !empty ? p.partial_o + at * C::dv : nullptr, out, half, scale);
-      continue;
+      store_row90<float>(written ? p.partial_o + at * C::dv : nullptr, out, half, scale[half]);
+    } else {
+      Out* to =
+          written ? static_cast<Out*>(p.o.data) + row_offset<C>(p.o, s, b, head, row) : nullptr;
+      store_row90<Out>(to, out, half, scale[half]);
     }
-    if (p.sink && live) {
-      const float sink = p.sink[head];
-      if (empty) {
-        lse = sink;
-      } else {
-        const float both = fmaxf(lse, sink);
-        const float all = both + logf(expf(lse - both) + expf(sink - both));
-        scale *= expf(lse - all);
-        lse = all;
-      }
-    }
-    if (p.lse.data && leader) *row_scalar<C>(p.lse, s, b, head, row) = lse;
-    Out* to = written ? static_cast<Out*>(p.o.data) + row_offset<C>(p.o, s, b, head, row) : nullptr;
-    store_row90<Out>(to, out, half, scale);
   }
 }
 
