@@ -127,10 +127,15 @@ Peak measured_peak(Backend backend, DType dtype, bool forced) {
     const cuda::DeviceInfo& d = cuda::driver().device(0);
     return {d.tensor_flops * 1e-9, fmt::format("{}: tensor cores at its clock", d.name)};
   }
+  constexpr double moment = 0;  // one slice
   const char* isa = cpu::chosen_kernels().name;
-  const Peak fma{cpu::fma_peak_gflops(), fmt::format("{} FMA, one thread", isa)};
+  const Peak fma{cpu::fma_peak_gflops(), fmt::format("{} FMA, one thread", isa), [] {
+                   return cpu::fma_peak_gflops({}, moment);
+                 }};
   if (dtype != DType::bf16) return fma;
-  const Peak dot{cpu::bf16_dot_peak_gflops(), fmt::format("{} bf16 dot, one thread", isa)};
+  const Peak dot{cpu::bf16_dot_peak_gflops(), fmt::format("{} bf16 dot, one thread", isa), [] {
+                   return cpu::bf16_dot_peak_gflops({}, moment);
+                 }};
   return dot.gflops > (forced ? 0 : fma.gflops) ? dot : fma;
 }
 

@@ -60,6 +60,7 @@ class Job {
 struct Peak {
   double gflops = 0;
   std::string of;
+  double (*now)() = nullptr;  ///< the rate at this moment, of a tenth of a millisecond; CPU only
 };
 /// Of an element type: for bf16 the faster of float32 FMA and bf16 dot products, or the dot
 /// products alone when their instruction set is `forced`.
