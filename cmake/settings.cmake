@@ -64,7 +64,7 @@ function(undivided_isa_flags)
   set(flags_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c
                    -mprefer-vector-width=512)
   set(flags_avx512_bf16 ${flags_avx512} -mavx512bf16 -mavx512vnni)
-  set(flags_amx ${flags_avx512_bf16} -mamx-tile -mamx-bf16)
+  set(flags_amx ${flags_avx512_bf16} -mamx-tile -mamx-bf16 -mamx-int8)
   foreach(source IN LISTS ARGN)
     if(source MATCHES "/src/cpu/isa/([a-z0-9_]+)\\.cpp$")
       set(isa ${CMAKE_MATCH_1})

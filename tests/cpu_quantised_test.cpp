@@ -69,7 +69,8 @@ INSTANTIATE_TEST_SUITE_P(Isa, CpuQuantised, ::testing::ValuesIn(cpu::available_i
 
 TEST_P(CpuQuantised, ShapesThatFillNoTile) {
   for (const auto& [nq, nk] : {std::pair{1, 1}, {3, 7}, {64, 64}, {65, 129}, {97, 130}, {1, 311}})
-    for (const auto& [d, dv] : {std::pair{8, 8}, {1, 3}, {64, 33}, {19, 72}, {130, 64}})
+    for (const auto& [d, dv] :
+         {std::pair{8, 8}, {1, 3}, {64, 33}, {19, 72}, {130, 64}, {64, 64}, {192, 32}, {96, 32}})
       for (const DType pv : {DType::bf16, DType::f32}) {
         SCOPED_TRACE(testing::Message()
                      << nq << "x" << nk << " d" << d << " dv" << dv << " pv " << name_of(pv));
@@ -86,7 +87,9 @@ TEST_P(CpuQuantised, EveryTypeRowsAndKeys) {
     for (const RowKind rows : {RowKind::dense, RowKind::ragged})
       for (const KvKind kv : {KvKind::dense, KvKind::ragged, KvKind::paged}) {
         SCOPED_TRACE(testing::Message() << name_of(t) << int(rows) << int(kv));
-        Case c{.dtype = t, .batch = 3, .hq = 4, .nq = 50, .nk = 147, .d = 40, .dv = 24};
+        Case c{.dtype = t, .batch = 3, .hq = 4, .nq = 50, .nk = 147};
+        c.d = t == DType::f32 ? 64 : 40;  // 64: on tile registers, where there are any
+        c.dv = t == DType::f32 ? 32 : 24;
         c.rows = rows;
         c.kv = kv;
         c.page = 7;
@@ -321,6 +324,16 @@ TEST_P(CpuQuantised, ExplainNamesTheFormats) {
   EXPECT_THAT(explanation().kernel, ::testing::HasSubstr(".f32.i8.d16"));
   c.options.precision = int8(DType::f32);
   EXPECT_THAT(explanation().tiles, ::testing::HasSubstr("products of i8 and f32"));
+  if (GetParam() != "amx") return;
+  c.options.precision = int8();
+  for (const auto& [d, products] :
+       {std::pair{64, "products of i8 and bf16 pairs on tile registers"},
+        {96, "products of i8 on vectors and bf16 pairs on tile registers"}}) {
+    const Data wide = data_of({.d = d, .dv = 32});
+    const Problem p = resolve(wide.q, wide.kv, c.options);
+    EXPECT_THAT(cpu::prepare(p.spec, p.bounds, cpu_device, {})->explanation.tiles,
+                ::testing::HasSubstr(products));
+  }
 }
 
 template <class F>

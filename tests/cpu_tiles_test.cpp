@@ -214,6 +214,27 @@ TEST_P(CpuTiles, ProductsReadPackedBlocks) {
       for (int i = 0; lane + 1 < lanes && i < d; ++i) want += 1.5 * at(k, r, i) * at(q, lane, i);
       ASSERT_NEAR(s[(r - first) * lanes + lane], want, 1e-5);
     }
+  if (kernels_.f32.scores_of_two) {  // the bits are those of one
+    const std::int64_t apart = static_cast<std::int64_t>(q_t.size());
+    std::vector<float> both = q_t, two(2 * s.size(), NAN);
+    both.insert(both.end(), q_t.rbegin(), q_t.rend());
+    kernels_.f32.scores_of_two(k_blocks.data(),
+                               first,
+                               rows - first,
+                               d,
+                               both.data(),
+                               apart,
+                               3.0f,
+                               two.data(),
+                               static_cast<std::int64_t>(s.size()));
+    for (int part = 0; part < 2; ++part) {
+      std::vector<float> one(s.size());
+      kernels_.f32.scores(
+          k_blocks.data(), first, rows - first, d, both.data() + part * apart, 3.0f, one.data(), 2);
+      for (int i = 0; i < (rows - first) * lanes; ++i)
+        ASSERT_EQ(two[part * s.size() + i], one[i]) << part << ' ' << i;
+    }
+  }
   std::vector<float> o_t(cpu::whole_blocks(dv) * lanes, 2.0f), alpha(lanes);
   for (int lane = 0; lane < lanes; ++lane) alpha[lane] = 0.25f * static_cast<float>(lane % 3);
   kernels_.f32.accumulate(
@@ -224,6 +245,55 @@ TEST_P(CpuTiles, ProductsReadPackedBlocks) {
       for (int r = first; r < rows; ++r) want += at(v, r, c) * s[(r - first) * lanes + lane];
       ASSERT_NEAR(o_t[c * lanes + lane], want, 2e-4);
     }
+  std::vector<float> zero(o_t.size()), fresh(o_t.size(), NAN);  // without alpha nothing was there
+  kernels_.f32.accumulate(
+      v_blocks.data(), first, rows - first, dv, s.data(), alpha.data(), zero.data(), 2);
+  kernels_.f32.accumulate(
+      v_blocks.data(), first, rows - first, dv, s.data(), nullptr, fresh.data(), 2);
+  for (int i = 0; i < dv * lanes; ++i) ASSERT_EQ(fresh[i], zero[i]) << i;
+}
+
+TEST_P(CpuTiles, SoftmaxMovesItsReferenceOnlyPastTheSlack) {
+  const int lanes = kernels_.lanes, rows = 5;
+  std::vector<float> m(lanes, -INFINITY), l(lanes), alpha(lanes);
+  std::vector<float> s(rows * lanes, 0.0f);
+  kernels_.softmax(s.data(), rows, 1.0f, 8.0f, m.data(), l.data(), alpha.data(), 2);
+  for (int lane = 0; lane < lanes; ++lane) {
+    ASSERT_EQ(m[lane], 0.0f);
+    ASSERT_EQ(alpha[lane], 0.0f);
+    ASSERT_EQ(l[lane], 5.0f);
+  }
+  std::vector<float> x(rows * lanes);
+  for (int r = 0; r < rows; ++r)
+    for (int lane = 0; lane < lanes; ++lane)
+      x[r * lanes + lane] = static_cast<float>(lane - r);  // at most `lane`
+  s = x;
+  kernels_.softmax(s.data(), rows, 1.0f, 3.0f, m.data(), l.data(), alpha.data(), 2);
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float want = lane > 3 ? static_cast<float>(lane) : 0.0f;
+    ASSERT_EQ(m[lane], want);
+    ASSERT_NEAR(alpha[lane], std::exp2(-want), 1e-6);
+    float sum = 5 * std::exp2(-want);
+    for (int r = 0; r < rows; ++r) {
+      const float weight = std::exp2(x[r * lanes + lane] - want);
+      ASSERT_NEAR(s[r * lanes + lane], weight, 1e-6 * weight);
+      sum += weight;
+    }
+    ASSERT_NEAR(l[lane], sum, 1e-6 * sum);
+  }
+  if (!kernels_.dots) return;
+  for (int n = 1; n <= rows; ++n) {  // weights in pairs are the same, paired
+    std::vector<float> in_rows = x, pairs = x;
+    for (std::vector<float>* out : {&in_rows, &pairs}) {
+      std::fill(m.begin(), m.end(), -INFINITY);
+      std::fill(l.begin(), l.end(), 0.0f);
+      (out == &pairs ? kernels_.dots->softmax : kernels_.softmax)(
+          out->data(), n, 1.0f, 0.0f, m.data(), l.data(), alpha.data(), 2);
+    }
+    kernels_.dots->pair_rows(in_rows.data(), n, 2);
+    for (int i = 0; i < (n + 1) / 2 * lanes; ++i)
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(pairs[i]), std::bit_cast<std::uint32_t>(in_rows[i]));
+  }
 }
 
 TEST_P(CpuTiles, ConversionsRoundOnceToNearestEven) {

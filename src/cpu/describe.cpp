@@ -19,10 +19,11 @@ expr::Band band_of(const Spec& spec) {
 
 std::string products_of(const Setup& setup) {
   const char* where = setup.dots && setup.dots == setup.kernels->matrix ? " on tile registers" : "";
-  if (setup.quantised)
-    return setup.dots          ? fmt::format("i8 and bf16 pairs{}", where)
-           : setup.bf16_values ? "i8 and bf16 as f32"
-                               : "i8 and f32";
+  if (setup.quantised && setup.dots) {
+    const bool apart = *where && setup.quantised != setup.dots->quantised;
+    return fmt::format("i8{} and bf16 pairs{}", apart ? " on vectors" : "", where);
+  }
+  if (setup.quantised) return setup.bf16_values ? "i8 and bf16 as f32" : "i8 and f32";
   return setup.dots ? fmt::format("bf16 pairs{}", where) : "f32";
 }
 

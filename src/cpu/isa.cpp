@@ -52,7 +52,7 @@ Features detect() {
   f.avx512_bf16 = f.avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
   const bool state = (low & 0x60000) == 0x60000;
   f.amx = f.avx512_bf16 && state && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) &&
-          (d >> 24 & 1) && tiles_permitted();
+          (d >> 24 & 1) && (d >> 25 & 1) && tiles_permitted();
   __get_cpuid(0, &a, &b, &c, &d);
   f.amd = b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
 #endif

@@ -19,8 +19,9 @@ inline constexpr int max_dim = 512;   // of a head
 inline constexpr int chunk_rows = 8;  // rows that element code handles at once
 inline constexpr int max_lanes = 32;  // lanes of the widest instruction set
 /// Queries of a macro-tile at most: each packs the keys and values anew. The backward keeps five
-/// arrays of them in the second-level cache, the forward two.
-inline constexpr int query_tile = 256, forward_query_tile = 512;
+/// arrays of them in the second-level cache, the forward two. With tile registers packing is a
+/// larger part of the work, and the processors that have them have 2 MiB of that cache.
+inline constexpr int query_tile = 256, forward_query_tile = 512, matrix_query_tile = 1024;
 inline constexpr int block_edge = 8;  // packed keys and values lie in blocks of 8 rows x 8 words
 /// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
 /// is one block longer than a tile, so that columns do not share the same sets of the cache.
@@ -91,7 +92,7 @@ struct Products {
                  float* s,
                  int vectors);
   /// o_t[column][lane] = alpha[lane] * o_t[column][lane] + (sum over rows of
-  /// v[first + row][column] * p[row][lane]).
+  /// v[first + row][column] * p[row][lane]). Without alpha nothing was there.
   void (*accumulate)(const float* v,
                      int first,
                      int rows,
@@ -100,6 +101,17 @@ struct Products {
                      const float* alpha,
                      float* o_t,
                      int vectors);
+  /// Scores of two sub-blocks with all their lanes: q_t and s of the second lie `q_apart` and
+  /// `s_apart` floats after the first. A word of K then serves twice as many lanes. Null for none.
+  void (*scores_of_two)(const float* k,
+                        int first,
+                        int rows,
+                        int words,
+                        const float* q_t,
+                        std::int64_t q_apart,
+                        float scale,
+                        float* s,
+                        std::int64_t s_apart);
 };
 
 /// A tile of coefficients and the rows they are the coefficients of.
@@ -162,43 +174,6 @@ struct DecodeProducts {
       const float* o, std::int64_t o_stride, DType dtype, int columns, int count, float* o_t);
 };
 
-/// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
-/// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
-struct Dots {
-  Products bf16;
-  const DecodeProducts* decode;  // of up to `width` queries; null for none
-  /// What a thread owes the products before the first and after the last; null for nothing.
-  void (*open)();
-  void (*close)();
-  /// Rows of a tile to half as many rows of pairs, in place; an odd last row is paired with 0.
-  void (*pair_rows)(float* p, int rows, int vectors);
-  /// Like Kernels::pack_blocks for rows of `bytes` bytes taken as they are, a word at a time.
-  void (*pack_words)(const std::byte* from,
-                     std::ptrdiff_t stride_bytes,
-                     int first,
-                     int rows,
-                     int bytes,
-                     float* to);
-  /// `rows` rows of 16-bit values, from row `first` on, to blocks whose words pair rows 2i and
-  /// 2i + 1; the other half of a pair begun or left alone stays as it is.
-  void (*pack_row_pairs)(const std::byte* from,
-                         std::ptrdiff_t stride_bytes,
-                         int first,
-                         int rows,
-                         int columns,
-                         float* to);
-  /// The last step of packing `rows` rows by pairs; null for none.
-  void (*end_row_pairs)(int rows, int columns, float* to);
-  /// Rows of lanes, rounded, to rows of pairs of lanes.
-  void (*pair_lanes)(const float* p, int rows, float* to);
-  /// 16-bit rows to half as many rows of words that pair rows 2i and 2i + 1, filled with 0 up to
-  /// `to_stride` columns and, after an odd row, in the other half.
-  void (*pair_queries)(
-      const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride);
-  AccumulateKeys* accumulate_keys;
-  double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
-};
-
 /// Scores of int8: rows of K and Q are whole numbers of at most 127 times a factor of their own. A
 /// word holds four of them where the instruction set sums products of quads, else one as a float32:
 /// sums of at most 127 * 127 * max_dim < 2^24 are exact either way.
@@ -240,6 +215,51 @@ struct Quantised {
                  const float* q_offset,
                  float* s,
                  int vectors);
+};
+
+/// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
+/// m). m follows a maximum only where that is more than `slack` above it.
+using Softmax =
+    void(float* s, int rows, float c, float slack, float* m, float* l, float* alpha, int vectors);
+
+/// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
+/// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
+struct Dots {
+  Products bf16;
+  const DecodeProducts* decode;  // of up to `width` queries; null for none
+  const Quantised* quantised;    // of head dims that are multiples of 64; null for none
+  /// What a thread owes the products before the first and after the last; null for nothing.
+  void (*open)();
+  void (*close)();
+  /// The softmax whose weights become rows of pairs at once.
+  Softmax* softmax;
+  /// Rows of a tile to half as many rows of pairs, in place; an odd last row is paired with 0.
+  void (*pair_rows)(float* p, int rows, int vectors);
+  /// Like Kernels::pack_blocks for rows of `bytes` bytes taken as they are, a word at a time.
+  void (*pack_words)(const std::byte* from,
+                     std::ptrdiff_t stride_bytes,
+                     int first,
+                     int rows,
+                     int bytes,
+                     float* to);
+  /// `rows` rows of 16-bit values, from row `first` on, to blocks whose words pair rows 2i and
+  /// 2i + 1; the other half of a pair begun or left alone stays as it is.
+  void (*pack_row_pairs)(const std::byte* from,
+                         std::ptrdiff_t stride_bytes,
+                         int first,
+                         int rows,
+                         int columns,
+                         float* to);
+  /// The last step of packing `rows` rows by pairs; null for none.
+  void (*end_row_pairs)(int rows, int columns, float* to);
+  /// Rows of lanes, rounded, to rows of pairs of lanes.
+  void (*pair_lanes)(const float* p, int rows, float* to);
+  /// 16-bit rows to half as many rows of words that pair rows 2i and 2i + 1, filled with 0 up to
+  /// `to_stride` columns and, after an odd row, in the other half.
+  void (*pair_queries)(
+      const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride);
+  AccumulateKeys* accumulate_keys;
+  double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 
 struct Kernels {
@@ -288,9 +308,7 @@ struct Kernels {
   Quantised quantised;
   /// Rounded to bf16, to nearest, in place; n is a multiple of the width.
   void (*round_bf16)(float* x, std::int64_t n);
-  /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
-  /// m).
-  void (*softmax)(float* s, int rows, float c, float* m, float* l, float* alpha, int vectors);
+  Softmax* softmax;
   /// s[row][lane] = -inf unless low[lane] <= row <= high[lane].
   void (*mask_band)(
       float* s, int rows, int first, const std::int32_t* low, const std::int32_t* high);

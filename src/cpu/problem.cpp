@@ -78,21 +78,26 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   const bool few = spec.op == Operation::forward && max_rows() <= kernels->width / 2 &&
                    spec.determinism != Determinism::invariant;
   const Precision& precision = spec.precision;
-  quantised = !precision.follow && precision.qk == DType::i8;
-  bf16_values = quantised && precision.pv == DType::bf16;
+  const bool whole_numbers = !precision.follow && precision.qk == DType::i8;
+  bf16_values = whole_numbers && precision.pv == DType::bf16;
   const Dots* matrix = spec.dqk % 32 == 0 && spec.dv % 32 == 0 ? kernels->matrix : nullptr;
-  const bool pays = matrix || (bf16_dot_pays() && (quantised || !few));
+  const bool pays = matrix || (bf16_dot_pays() && (whole_numbers || !few));
   const bool bf16 = spec.dtype == DType::bf16 && spec.op != Operation::merge;
-  if (quantised          ? bf16_values && pays
+  if (whole_numbers      ? bf16_values && pays
       : precision.follow ? bf16 && pays
                          : bf16 && precision.qk == DType::bf16)
     dots = matrix ? matrix : kernels->dots;
+  if (whole_numbers)
+    quantised =
+        dots && dots->quantised && spec.dqk % 64 == 0 ? dots->quantised : &kernels->quantised;
   if (spec.op == Operation::forward && !quantised) decode = dots ? dots->decode : &kernels->decode;
   decode_most = dots ? kernels->width : kernels->width / 2;
   mask = flatten(*spec.mask, {.diagonals = !packed});
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
-  if (spec.op == Operation::forward) tile = forward_query_tile;
+  if (spec.op == Operation::forward)
+    tile = dots && dots == matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
+                                                               : forward_query_tile;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
   if (spec.op != Operation::backward)
@@ -143,6 +148,9 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   // Programs see scores in natural units; without one the scale carries log2(e) as well.
   factor = setup.score.used ? static_cast<float>(log2_e) : 1.0f;
   q_scale = static_cast<float>(setup.score.used ? args.scale : args.scale * log2_e);
+  // Weights of up to 2^8 are as exact as those below 1, and O is hardly ever multiplied by alpha.
+  // The largest score itself is wanted where `max_logit` is.
+  if (!spec.max_logit) slack = 8;
   if (setup.dots && !setup.quantised) {
     // Q stays as it is: scaling would round it again. The maximum is taken before the factor, which
     // therefore must be positive.

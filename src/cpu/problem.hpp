@@ -15,11 +15,11 @@ struct Setup {
   Bounds bounds;
   const Kernels* kernels = nullptr;
   FlatCode mask, score, gradient;
-  bool band = false;           // the mask has the shape of a band
-  const Dots* dots = nullptr;  // products of bf16 pairs; else of float32
-  bool quantised = false;      // but those of Q and K of int8
-  bool bf16_values = false;    // and P and V are rounded to bf16, whatever multiplies them
-  bool packed = false;         // lanes hold (token, head of the group) pairs
+  bool band = false;                     // the mask has the shape of a band
+  const Dots* dots = nullptr;            // products of bf16 pairs; else of float32
+  const Quantised* quantised = nullptr;  // but those of Q and K of int8; null for other products
+  bool bf16_values = false;  // and P and V are rounded to bf16, whatever multiplies them
+  bool packed = false;       // lanes hold (token, head of the group) pairs
   const DecodeProducts* decode = nullptr;  // of tiles of at most decode_most rows
   int decode_most = 0;
   int tile = query_tile;
@@ -29,8 +29,8 @@ struct Setup {
   const Products& products() const { return dots ? dots->bf16 : kernels->f32; }
   int words(int d) const { return dots ? (d + 1) / 2 : d; }
   int qk_words() const {
-    const int values = kernels->quantised.values;
-    return quantised ? (spec.dqk + values - 1) / values : words(spec.dqk);
+    if (!quantised) return words(spec.dqk);
+    return (spec.dqk + quantised->values - 1) / quantised->values;
   }
   int subs() const { return tile / kernels->lanes; }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
@@ -56,6 +56,7 @@ struct Run {
   float q_scale = 1;      // what Q is multiplied with when it is packed
   float score_scale = 1;  // what the first product is multiplied with
   float factor = 1;       // from the unit of the scores to log2
+  float slack = 0;        // by which scores may exceed m in log2 units, see Softmax
   std::uint32_t threshold = 0;
   float keep_scale = 1;
 

@@ -17,10 +17,11 @@ class RowState {
     o_ = arena.take<float>(setup.subs() * o_size_);
     m_ = arena.take<float>(setup.subs() * lanes_);
     l_ = arena.take<float>(setup.subs() * lanes_);
+    begun_ = arena.take<bool>(setup.subs());
   }
 
   void clear(int subs) const {
-    std::fill_n(o_, subs * o_size_, 0.0f);
+    std::fill_n(begun_, subs, false);
     std::fill_n(l_, subs * lanes_, 0.0f);
     std::fill_n(m_, subs * lanes_, -std::numeric_limits<float>::infinity());
   }
@@ -34,13 +35,19 @@ class RowState {
       if (range.empty()) continue;
       tiles.prefetch(sub);
       float* p = tiles.scores(sub);
-      run.kernels.softmax(p, range.size(), run.factor, m(sub), l(sub), alpha, tiles.vectors(sub));
+      const auto softmax = tiles.pairs_weights() ? run.setup.dots->softmax : run.kernels.softmax;
+      softmax(p, range.size(), run.factor, run.slack, m(sub), l(sub), alpha, tiles.vectors(sub));
       if (run.spec.dropout) tiles.drop(sub, p);
-      tiles.accumulate_values(sub, p, alpha, o(sub));
+      tiles.accumulate_values(sub, p, alpha, begun_[sub], o(sub));
+      begun_[sub] = true;
     }
   }
   /// After the last block.
-  void finish(const ScoreTiles& tiles) const { tiles.finish_values(o_); }
+  void finish(const ScoreTiles& tiles) const {
+    for (int sub = 0; sub < tiles.subs(); ++sub)
+      if (!begun_[sub]) std::fill_n(o(sub), o_size_, 0.0f);
+    tiles.finish_values(o_);
+  }
 
   float* o(int sub) const { return o_ + sub * o_size_; }  // [column][lanes]
   float* m(int sub) const { return m_ + sub * lanes_; }
@@ -49,6 +56,7 @@ class RowState {
  private:
   std::int64_t lanes_, o_size_;
   float *o_, *m_, *l_;
+  bool* begun_;  // does O hold anything?
 };
 
 }  // namespace undivided::cpu

@@ -10,7 +10,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   const Kernels& k = *setup.kernels;
   const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
   q_t = arena.take<float>(all * whole_blocks(setup.qk_words()));
-  s = arena.take<float>((key_block + k.width) * lanes);  // the decode tile rounds rows up
+  s = arena.take<float>(2 * key_block * lanes);  // the decode tile rounds rows up
   k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
   v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
   k_sums = setup.dots && setup.spec.op == Operation::backward
@@ -77,15 +77,15 @@ void ScoreTiles::begin(
     }
     float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
     if (run_.setup.quantised)
-      kernels_.quantised.pack_queries(rows,
-                                      live,
-                                      run_.spec.dtype,
-                                      run_.spec.dqk,
-                                      memory_.mean,
-                                      run_.q_scale,
-                                      q_t,
-                                      memory_.q_factor + std::int64_t{sub} * lanes,
-                                      memory_.q_offset + std::int64_t{sub} * lanes);
+      run_.setup.quantised->pack_queries(rows,
+                                         live,
+                                         run_.spec.dtype,
+                                         run_.spec.dqk,
+                                         memory_.mean,
+                                         run_.q_scale,
+                                         q_t,
+                                         memory_.q_factor + std::int64_t{sub} * lanes,
+                                         memory_.q_offset + std::int64_t{sub} * lanes);
     else if (run_.setup.dots)
       kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
     else
@@ -193,6 +193,7 @@ RowRange ScoreTiles::program_range(int sub) const {
 
 bool ScoreTiles::visit(std::int64_t j0) {
   j0_ = j0;
+  made_ = -1;
   rows_ = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
   bool any = false, asked = false;
   for (int sub = 0; sub < subs_; ++sub) {
@@ -266,21 +267,22 @@ void ScoreTiles::load_mean() const {
 void ScoreTiles::pack_quantised() const {
   const View& k = run_.args.kv.k;
   each_run(k, [&](const KeyRun& run, int first, int n) {
-    kernels_.quantised.pack_keys(run.data,
-                                 run.stride,
-                                 k.dtype,
-                                 first,
-                                 n,
-                                 run_.spec.dqk,
-                                 memory_.mean,
-                                 memory_.k_blocks,
-                                 memory_.k_factor,
-                                 memory_.k_start);
+    run_.setup.quantised->pack_keys(run.data,
+                                    run.stride,
+                                    k.dtype,
+                                    first,
+                                    n,
+                                    run_.spec.dqk,
+                                    memory_.mean,
+                                    memory_.k_blocks,
+                                    memory_.k_factor,
+                                    memory_.k_start);
   });
   const int rest = whole_blocks(rows_) - rows_;
   std::fill_n(memory_.k_factor + rows_, rest, 0.0f);
   std::fill_n(memory_.k_start + rows_, rest, 0.0f);
-  clear_rest(run_.setup.qk_words(), memory_.k_blocks);
+  if (run_.setup.quantised == &kernels_.quantised)
+    clear_rest(run_.setup.qk_words(), memory_.k_blocks);
 }
 
 void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
@@ -352,24 +354,43 @@ void ScoreTiles::prefetch(int sub) const {
   }
 }
 
-float* ScoreTiles::scores(int sub, float* raw) {
+bool ScoreTiles::two_at_once(int sub) const {
+  if (sub % 2 == 1 || sub + 1 >= subs_ || vectors(sub + 1) == 1 || decode_.used() ||
+      run_.setup.quantised || !run_.setup.products().scores_of_two)
+    return false;
+  const RowRange &one = memory_.ranges[sub], &other = memory_.ranges[sub + 1];
+  return one.begin == other.begin && one.end == other.end;
+}
+
+void ScoreTiles::multiply(int sub) {
   const RowRange& range = memory_.ranges[sub];
-  float* s = memory_.s + range.begin * kernels_.lanes;
+  float* s = tile(sub) + range.begin * kernels_.lanes;
   if (decode_.used())
     decode_.scores(range.begin, range.size(), q_t(sub), s);
   else if (run_.setup.quantised)
-    kernels_.quantised.scores(memory_.k_blocks,
-                              memory_.k_factor,
-                              memory_.k_start,
-                              range.begin,
-                              range.size(),
-                              run_.setup.qk_words(),
-                              q_t(sub),
-                              memory_.q_factor + std::int64_t{sub} * kernels_.lanes,
-                              memory_.q_offset + std::int64_t{sub} * kernels_.lanes,
-                              s,
-                              vectors(sub));
-  else
+    run_.setup.quantised->scores(memory_.k_blocks,
+                                 memory_.k_factor,
+                                 memory_.k_start,
+                                 range.begin,
+                                 range.size(),
+                                 run_.setup.qk_words(),
+                                 q_t(sub),
+                                 memory_.q_factor + std::int64_t{sub} * kernels_.lanes,
+                                 memory_.q_offset + std::int64_t{sub} * kernels_.lanes,
+                                 s,
+                                 vectors(sub));
+  else if (two_at_once(sub)) {
+    run_.setup.products().scores_of_two(memory_.k_blocks,
+                                        range.begin,
+                                        range.size(),
+                                        run_.setup.qk_words(),
+                                        q_t(sub),
+                                        q_t(sub + 1) - q_t(sub),
+                                        run_.score_scale,
+                                        s,
+                                        tile(sub + 1) - tile(sub));
+    made_ = sub + 1;
+  } else
     run_.setup.products().scores(memory_.k_blocks,
                                  range.begin,
                                  range.size(),
@@ -378,6 +399,12 @@ float* ScoreTiles::scores(int sub, float* raw) {
                                  run_.score_scale,
                                  s,
                                  vectors(sub));
+}
+
+float* ScoreTiles::scores(int sub, float* raw) {
+  const RowRange& range = memory_.ranges[sub];
+  if (made_ != sub) multiply(sub);
+  float *first_row = tile(sub), *s = first_row + range.begin * kernels_.lanes;
   if (raw) std::copy_n(s, range.size() * kernels_.lanes, raw + range.begin * kernels_.lanes);
   const int lanes = kernels_.lanes;
   const auto element =
@@ -386,12 +413,12 @@ float* ScoreTiles::scores(int sub, float* raw) {
         by_chunks(sub, [&](int r, int n) {
           code.run(kernels_, expr::Rate::element, r, n, files, env);
           if (code.roots[0].index != tile_register)
-            result(code.roots[0], r, n, files, memory_.s + r * lanes);
+            result(code.roots[0], r, n, files, first_row + r * lanes);
         });
       };
   if (run_.setup.score.used)
     element(run_.setup.score,
-            memory_.score.at(sub, memory_.s),
+            memory_.score.at(sub, first_row),
             environment(sub, run_.score),
             kernels_.read);
   if (range.words)
@@ -405,19 +432,19 @@ float* ScoreTiles::scores(int sub, float* raw) {
   return s;
 }
 
-void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, float* o_t) {
+void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t) {
   const RowRange& range = memory_.ranges[sub];
   if (decode_.used()) return decode_.outputs(range.begin, range.size(), p, alpha);
   int first = range.begin, rows = range.size();
   if (run_.setup.dots) {
-    run_.setup.dots->pair_rows(p, rows, vectors(sub));
+    if (!pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
     first /= 2;
     rows = (rows + 1) / 2;
   } else if (run_.setup.bf16_values) {
     kernels_.round_bf16(p, std::int64_t{rows} * kernels_.lanes);
   }
   run_.setup.products().accumulate(
-      memory_.v_blocks, first, rows, run_.spec.dv, p, alpha, o_t, vectors(sub));
+      memory_.v_blocks, first, rows, run_.spec.dv, p, begun ? alpha : nullptr, o_t, vectors(sub));
 }
 
 void ScoreTiles::drop(int sub, float* p) const {

@@ -71,11 +71,20 @@ class ScoreTiles {
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
   float* scores(int sub, float* raw = nullptr);
-  /// o_t = alpha * o_t + V^T P over the range of a sub-block; `p` begins at its first row and is
-  /// rounded as the products want it.
-  void accumulate_values(int sub, float* p, const float* alpha, float* o_t);
-  /// Where scores() leaves its tiles from now on; [key_block][lanes].
-  void use(float* tile) { memory_.s = tile; }
+  /// Does the softmax leave weights in pairs? Dropout and the decode tile want them in rows.
+  bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout && !decode_.used(); }
+  /// o_t = alpha * o_t + V^T P over the range of a sub-block, V^T P alone unless `begun`; `p`
+  /// begins at its first row and is rounded as the products want it.
+  void accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t);
+  /// Where scores() leaves its tiles from now on: that of a sub-block in slot `sub % slots` of
+  /// [slots][key_block][lanes].
+  void use(float* tiles, int slots) {
+    memory_.s = tiles;
+    slots_ = slots;
+  }
+  /// Does one product serve this sub-block, which is even, and the next? Those made by scores() for
+  /// the next one wait in its slot.
+  bool two_at_once(int sub) const;
   /// Outputs that the decode tile keeps in rows go to lanes; the last step.
   void finish_values(float* o_t) const {
     if (decode_.used()) decode_.finish(o_t);
@@ -86,6 +95,9 @@ class ScoreTiles {
   int lanes_of(int sub) const { return std::min(kernels_.lanes, count_ - sub * kernels_.lanes); }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
   std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
+  float* tile(int sub) const {
+    return memory_.s + std::int64_t{sub % slots_} * key_block * kernels_.lanes;
+  }
   const float* q_t(int sub) const {
     return memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * kernels_.lanes;
   }
@@ -119,6 +131,8 @@ class ScoreTiles {
   RowRange program_range(int sub) const;
   /// The chunks between the first and the last key that some lane of the sub-block keeps.
   RowRange bits_range(int sub, const std::uint64_t* words, int shift) const;
+  /// Sums of products of a sub-block, perhaps with the next one's.
+  void multiply(int sub);
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.
   RowRange whole_chunks(int begin, int end) const;
 
@@ -129,6 +143,7 @@ class ScoreTiles {
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   int count_ = 0, subs_ = 0, rows_ = 0;
+  int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
 };
 
 }  // namespace undivided::cpu

@@ -48,6 +48,7 @@ void Sweep::run(const Sequence& s,
   ScoreTiles tiles(run_, memory_.tiles);
   const std::int64_t tile = run_.setup.tile;
   const int at_once = waiting_lanes / kernels_.lanes;
+  tiles.use(memory_.p, at_once);
   for (std::int64_t t = first_tile; t < end_tile && t * tile < s.q_len; ++t) {
     tiles.begin(
         s, b, head, t * tile, static_cast<int>(std::min<std::int64_t>(tile, s.q_len - t * tile)));
@@ -151,19 +152,19 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
   const RowRange& range = tiles.range(sub);
   const std::int64_t lanes = kernels_.lanes, tile = key_block * lanes;
   const int rows = range.size();
-  tiles.use(memory_.p + slot * tile);
   float* p = tiles.scores(sub, run_.setup.gradient.used ? memory_.raw : nullptr);
   float* ds = memory_.ds + slot * tile + range.begin * lanes;
   kernels_.weights(p, rows, run_.factor, memory_.lse2 + sub * lanes);
   const Setup& setup = run_.setup;
-  setup.products().scores(tiles.values(),
-                          range.begin,
-                          rows,
-                          setup.words(spec.dv),
-                          memory_.do_t + sub * lanes * whole_blocks(setup.words(spec.dv)),
-                          1.0f,
-                          ds,
-                          tiles.vectors(sub));
+  const int words = setup.words(spec.dv);
+  const std::int64_t apart = lanes * whole_blocks(words);
+  const float* do_t = memory_.do_t + sub * apart;
+  if (tiles.two_at_once(sub))
+    setup.products().scores_of_two(
+        tiles.values(), range.begin, rows, words, do_t, apart, 1.0f, ds, tile);
+  else if (sub % 2 == 0 || !tiles.two_at_once(sub - 1))
+    setup.products().scores(
+        tiles.values(), range.begin, rows, words, do_t, 1.0f, ds, tiles.vectors(sub));
   if (spec.dropout) tiles.drop(sub, ds);
   kernels_.score_gradient(p, ds, rows, memory_.delta + sub * lanes);
   if (setup.gradient.used) apply_gradient(tiles, sub, slot);

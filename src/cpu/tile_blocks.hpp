@@ -9,6 +9,32 @@
 // A block is 8 rows x 8 words, so one pointer and constant offsets reach all operands of eight
 // steps: integer instructions would take the ports of the multiplications.
 
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+/// Calls body(Count<rows>, first row) for tiles of `n` rows, which a whole block may round up. What
+/// does not divide a block ends with smaller tiles.
+template <class F>
+UNDIVIDED_VEC void by_tile_rows(int n, F&& body) {
+  int r = 0;
+  if constexpr (block_edge % tile_rows == 0) {
+    for (; r < n; r += tile_rows) body(Count<tile_rows>(), r);
+  } else {
+    static_assert(tile_rows == 6);
+    for (; n - r > 4; r += tile_rows) body(Count<tile_rows>(), r);
+    if (n - r > 2)
+      body(Count<4>(), r);
+    else if (n > r)
+      body(Count<2>(), r);
+  }
+}
+
+/// Steps without a branch. Where the sums leave few registers, operands of eight steps, which the
+/// compiler loads early, do not all find one.
+constexpr int steps = tile_rows == 6 ? 4 : block_edge;
+
 /// A word is one float32.
 struct FloatDot {
   UNDIVIDED_VEC vf step(vf sum, vf word, vf lanes_of) { return fma(word, lanes_of, sum); }
@@ -24,55 +50,62 @@ struct ScaledSums {
     const vf factor = set1(at.scale);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[r][v] = mul(acc[r][v], factor);
   }
 };
 
-template <class Dot, int NV, class Sums>
+/// MR rows by NV vectors of lanes, two vectors to a sub-block; the second sub-block, if there is
+/// one, lies `q_apart` and `s_apart` floats after the first.
+template <class Dot, int MR, int NV, class Sums>
 static __attribute__((noinline)) void block_scores(const float* __restrict k,
                                                    int blocks,
                                                    const float* __restrict q_t,
                                                    Sums sums,
-                                                   float* __restrict s) {
-  constexpr int MR = tile_rows;
+                                                   float* __restrict s,
+                                                   std::int64_t q_apart = 0,
+                                                   std::int64_t s_apart = 0) {
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = Sums::begin(sums, r);
 #pragma GCC unroll 1
   for (int b = 0; b < blocks; ++b) {
+#pragma GCC unroll 1
+    for (int done = 0; done < block_edge; done += steps) {
 #pragma GCC unroll 8
-    for (int u = 0; u < block_edge; ++u) {
-      vf q[NV];
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) q[v] = load(q_t + u * lanes + v * W);
+      for (int u = 0; u < steps; ++u) {
+        vf q[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) q[v] = load(q_t + u * lanes + v % 2 * W + v / 2 * q_apart);
 #pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        const vf word = set1(k[r * block_edge + u]);
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) acc[r][v] = Dot::step(acc[r][v], word, q[v]);
+        for (int r = 0; r < MR; ++r) {
+          const vf word = set1(k[r * block_edge + u]);
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) acc[r][v] = Dot::step(acc[r][v], word, q[v]);
+        }
       }
+      k += steps;
+      q_t += steps * lanes;
     }
-    k += block_column;
-    q_t += block_edge * lanes;
+    k += block_column - block_edge;
   }
   Sums::end(sums, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) store(s + r * lanes + v * W, acc[r][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(s + r * lanes + v % 2 * W + v / 2 * s_apart, acc[r][v]);
 }
 
-template <class Dot, int NV>
+/// MR columns, the first `Before` of them in one column of blocks and the others in the next.
+template <class Dot, int MR, int Before, int NV>
 static __attribute__((noinline)) void block_outputs(const float* __restrict v,
                                                     int first,
                                                     int end,
                                                     const float* __restrict p,
                                                     const float* __restrict alpha,
                                                     float* __restrict o_t) {
-  constexpr int MR = tile_rows;
   vf acc[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
@@ -85,24 +118,31 @@ static __attribute__((noinline)) void block_outputs(const float* __restrict v,
     for (int x = 0; x < NV; ++x) w[x] = load(p + u * lanes + x * W);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      const vf word = set1(v[u * block_edge + r]);
+      const vf word = set1(v[u * block_edge + r + (r < Before ? 0 : block_column - block_edge)]);
 #pragma GCC unroll 2
       for (int x = 0; x < NV; ++x) acc[r][x] = Dot::step(acc[r][x], word, w[x]);
     }
   };
   int j = first;
 #pragma GCC unroll 1
-  for (; j + block_edge <= end; j += block_edge) {
+  for (; j + steps <= end; j += steps) {
 #pragma GCC unroll 8
-    for (int u = 0; u < block_edge; ++u) step(u);
-    v += block_edge * block_edge;
-    p += block_edge * lanes;
+    for (int u = 0; u < steps; ++u) step(u);
+    v += steps * block_edge;
+    p += steps * lanes;
   }
 #pragma GCC unroll 1
   for (; j < end; ++j) {
     step(0);
     v += block_edge;
     p += lanes;
+  }
+  if (!alpha) {
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
+      for (int x = 0; x < NV; ++x) store(o_t + r * lanes + x * W, acc[r][x]);
+    return;
   }
   vf a[NV];
 #pragma GCC unroll 2
@@ -127,9 +167,40 @@ static void scores_tile(const float* k,
                         int vectors) {
   const int blocks = (words + block_edge - 1) / block_edge;
   k += first * block_edge;
-  for (int r = 0; r < rows; r += tile_rows, k += tile_rows * block_edge, s += tile_rows * lanes)
-    vectors == 1 ? block_scores<Dot, 1>(k, blocks, q_t, ScaledSums{scale}, s)
-                 : block_scores<Dot, 2>(k, blocks, q_t, ScaledSums{scale}, s);
+  by_tile_rows(rows, [&](auto count, int r) {
+    constexpr int MR = decltype(count)::value;
+    const float* from = k + r * block_edge;
+    float* to = s + r * lanes;
+    vectors == 1 ? block_scores<Dot, MR, 1>(from, blocks, q_t, ScaledSums{scale}, to)
+                 : block_scores<Dot, MR, 2>(from, blocks, q_t, ScaledSums{scale}, to);
+  });
+}
+
+/// 4 rows x 4 vectors read 8 operands for 16 products, where 8 x 2 read 10.
+template <class Dot>
+static void scores_tile_of_two(const float* k,
+                               int first,
+                               int rows,
+                               int words,
+                               const float* q_t,
+                               std::int64_t q_apart,
+                               float scale,
+                               float* s,
+                               std::int64_t s_apart) {
+  constexpr int MR = 4;
+  const int blocks = (words + block_edge - 1) / block_edge;
+  k += first * block_edge;
+  for (int r = 0; r < rows; r += MR, k += MR * block_edge, s += MR * lanes)
+    block_scores<Dot, MR, 4>(k, blocks, q_t, ScaledSums{scale}, s, q_apart, s_apart);
+}
+
+/// Where there are registers for it.
+template <class Dot, bool Enough>
+constexpr auto scores_of_two() {
+  if constexpr (Enough)
+    return &scores_tile_of_two<Dot>;
+  else
+    return nullptr;
 }
 
 template <class Dot>
@@ -141,9 +212,25 @@ static void accumulate_tile(const float* v,
                             const float* alpha,
                             float* o_t,
                             int vectors) {
-  for (int c = 0; c < columns; c += tile_rows, o_t += tile_rows * lanes) {
+  by_tile_rows(columns, [&](auto count, int c) {
+    constexpr int MR = decltype(count)::value;
     const float* at = v + c / block_edge * block_column + c % block_edge;
-    vectors == 1 ? block_outputs<Dot, 1>(at, first, first + rows, p, alpha, o_t)
-                 : block_outputs<Dot, 2>(at, first, first + rows, p, alpha, o_t);
-  }
+    float* to = o_t + c * lanes;
+    const auto part = [&](auto before) {
+      constexpr int Before = decltype(before)::value;
+      vectors == 1 ? block_outputs<Dot, MR, Before, 1>(at, first, first + rows, p, alpha, to)
+                   : block_outputs<Dot, MR, Before, 2>(at, first, first + rows, p, alpha, to);
+    };
+    if constexpr (block_edge % tile_rows == 0)
+      part(count);
+    else
+      switch (block_edge - c % block_edge) {
+        case 2:
+          return part(Count<2>());
+        case 4:
+          return part(Count<4>());
+        default:
+          return part(count);
+      }
+  });
 }

@@ -7,11 +7,6 @@
 // steps ask for a piece of the next tile's rows, so that the memory never rests. Sums run in the
 // order of the prefill tile, so a row's bits do not depend on which of the two it met.
 
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
-
 constexpr int decode_registers = W == 16 ? 16 : 8;  // accumulators of a tile
 /// Vectors beside `queries` queries.
 constexpr int beside(int queries) {

@@ -10,17 +10,26 @@ struct PairDot {
   }
 };
 
-/// Two neighbouring rows become one of pairs, rounded to nearest even; an odd last row gets 0.
+/// Two rows become one of pairs, rounded to nearest even.
+UNDIVIDED_VEC vf paired(vf low, vf high) {
+  alignas(64) static constexpr std::uint16_t order[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto both_rows = __builtin_bit_cast(__m512i, _mm512_cvtne2ps_pbh(high, low));
+  return as_f(_mm512_permutexvar_epi16(_mm512_load_si512(order), both_rows));
+}
+struct WeightsInPairs {
+  UNDIVIDED_VEC void two(float*, float* pair, vf a, vf b) { store(pair, paired(a, b)); }
+  UNDIVIDED_VEC void one(float*, float* pair, vf a) { store(pair, paired(a, set1(0.0f))); }
+};
+
+/// Two neighbouring rows become one of pairs; an odd last row gets 0.
 static void pair_rows_tile(float* p, int rows, int vectors) {
-  alignas(64) std::uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = static_cast<std::uint16_t>(i / 2 + i % 2 * 16);
-  const __m512i index = _mm512_load_si512(order);
   for (int r = 0; r < rows; r += 2)
     for (int v = 0; v < vectors; ++v) {
       const float* from = p + r * lanes + v * W;
-      const vf low = load(from), high = r + 1 < rows ? load(from + lanes) : set1(0.0f);
-      const auto both_rows = __builtin_bit_cast(__m512i, _mm512_cvtne2ps_pbh(high, low));
-      store(p + r / 2 * lanes + v * W, as_f(_mm512_permutexvar_epi16(index, both_rows)));
+      const vf high = r + 1 < rows ? load(from + lanes) : set1(0.0f);
+      store(p + r / 2 * lanes + v * W, paired(load(from), high));
     }
 }
 
@@ -98,10 +107,12 @@ static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
 }
 
 static const Dots dots = {
-    {scores_tile<PairDot>, accumulate_tile<PairDot>},
+    {scores_tile<PairDot>, accumulate_tile<PairDot>, scores_tile_of_two<PairDot>},
     nullptr,
     nullptr,
     nullptr,
+    nullptr,
+    softmax_tile<WeightsInPairs>,
     pair_rows_tile,
     pack_block_words,
     pack_row_pairs_tile,

@@ -2,11 +2,21 @@
 // Online softmax of a tile (Milakov and Gimelshein 2018), masks and dropout. Included once, inside
 // the namespace of an ISA.
 
+/// Where the weights of two rows, or of a last one, go: those of rows stay where the scores were.
+struct WeightsInRows {
+  UNDIVIDED_VEC void two(float* row, float*, vf a, vf b) {
+    store(row, a);
+    store(row + lanes, b);
+  }
+  UNDIVIDED_VEC void one(float* row, float*, vf a) { store(row, a); }
+};
+
 /// m is kept in log2 units. A lane whose maximum is still -inf keeps exponent base 0, so that its
-/// weights are exp2(-inf) = 0. `alpha` = exp2(old m - new m) is for the caller to scale O with.
-template <int NV>
+/// weights are exp2(-inf) = 0. `alpha` = exp2(old m - new m) is for the caller to scale O with. A
+/// lane keeps its m while the maximum is above it by `slack` at most.
+template <int NV, class Weights>
 static __attribute__((noinline)) void softmax_all(
-    float* s, int rows, float c, float* m, float* l, float* alpha) {
+    float* s, int rows, float c, float slack, float* m, float* l, float* alpha) {
   const vf infinity = set1(-__builtin_inff()), factor = set1(c), zero = set1(0.0f);
   constexpr int chains = 4;  // a maximum waits for the one before it
   vf high[NV], part[chains][NV], base[NV], even[NV], odd[NV];
@@ -30,7 +40,8 @@ static __attribute__((noinline)) void softmax_all(
     high[v] = max(max(part[0][v], part[1][v]), max(part[2][v], part[3][v]));
   for (int v = 0; v < NV; ++v) {
     const vf old = load(m + v * W);
-    const vf now = max(old, mul(high[v], factor));
+    const vf found = mul(high[v], factor);
+    const vf now = select(lt(add(old, set1(slack)), found), found, old);
     store(m + v * W, now);
     base[v] = select(eq(now, infinity), zero, now);
     const vf a = exp2_of(sub(old, base[v]));
@@ -45,8 +56,7 @@ static __attribute__((noinline)) void softmax_all(
       float* at = s + r * lanes + v * W;
       const vf a = exp2_of(fma(load(at), factor, base[v]));
       const vf b = exp2_of(fma(load(at + lanes), factor, base[v]));
-      store(at, a);
-      store(at + lanes, b);
+      Weights::two(at, s + r / 2 * lanes + v * W, a, b);
       even[v] = add(even[v], a);
       odd[v] = add(odd[v], b);
     }
@@ -54,15 +64,17 @@ static __attribute__((noinline)) void softmax_all(
     for (int v = 0; v < NV; ++v) {
       float* at = s + r * lanes + v * W;
       const vf a = exp2_of(fma(load(at), factor, base[v]));
-      store(at, a);
+      Weights::one(at, s + r / 2 * lanes + v * W, a);
       even[v] = add(even[v], a);
     }
   for (int v = 0; v < NV; ++v) store(l + v * W, add(load(l + v * W), add(even[v], odd[v])));
 }
 
+template <class Weights>
 static void softmax_tile(
-    float* s, int rows, float c, float* m, float* l, float* alpha, int vectors) {
-  vectors == 1 ? softmax_all<1>(s, rows, c, m, l, alpha) : softmax_all<2>(s, rows, c, m, l, alpha);
+    float* s, int rows, float c, float slack, float* m, float* l, float* alpha, int vectors) {
+  vectors == 1 ? softmax_all<1, Weights>(s, rows, c, slack, m, l, alpha)
+               : softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha);
 }
 
 static void mask_band_tile(

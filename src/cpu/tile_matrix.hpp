@@ -91,8 +91,9 @@ static void end_panel_pairs(int rows, int columns, float* to) {
     }
 }
 
-/// The sums of 2 x 2 tiles, fewer where there are not as many rows or lanes.
-template <bool R2, bool N2>
+/// The sums of 2 x 2 tiles, fewer where there are not as many rows or lanes; of pairs of bf16, or
+/// of quads of int8 as QuadWords has them.
+template <bool R2, bool N2, bool Int8 = false>
 struct TileSums {
   UNDIVIDED_VEC void clear() {
     _tile_zero(0);
@@ -115,29 +116,38 @@ struct TileSums {
     if constexpr (R2) _tile_stored(2, c + edge * stride, bytes);
     if constexpr (R2 && N2) _tile_stored(3, c + edge * stride + edge, bytes);
   }
+// The numbers of tiles are written into the instruction.
+#define UNDIVIDED_TILE_PRODUCT(c, a, b) \
+  {                                     \
+    if constexpr (Int8)                 \
+      _tile_dpbsud(c, a, b);            \
+    else                                \
+      _tile_dpbf16ps(c, a, b);          \
+  }
   UNDIVIDED_VEC void add(const float* a, const float* a2, const float* b, std::int64_t stride) {
     const auto bytes = static_cast<std::size_t>(stride) * 4;
     settled(a);
     settled(b);
     _tile_loadd(4, a, 64);
     _tile_loadd(6, b, bytes);
-    _tile_dpbf16ps(0, 4, 6);
+    UNDIVIDED_TILE_PRODUCT(0, 4, 6)
     if constexpr (N2) {
       _tile_loadd(7, b + edge, bytes);
-      _tile_dpbf16ps(1, 4, 7);
+      UNDIVIDED_TILE_PRODUCT(1, 4, 7)
     }
     if constexpr (R2) {
       _tile_loadd(5, a2, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (N2) _tile_dpbf16ps(3, 5, 7);
+      UNDIVIDED_TILE_PRODUCT(2, 5, 6)
+      if constexpr (N2) UNDIVIDED_TILE_PRODUCT(3, 5, 7)
     }
   }
+#undef UNDIVIDED_TILE_PRODUCT
 };
 
-template <bool R2, bool N2>
+template <bool R2, bool N2, bool Int8>
 static __attribute__((noinline)) void matrix_scores_part(
     const float* k, int words, const float* q_t, int rows, float* s) {
-  using Sums = TileSums<R2, N2>;
+  using Sums = TileSums<R2, N2, Int8>;
   Sums::clear();
   for (int w = 0; w < words; w += edge, k += panel, q_t += edge * lanes)
     Sums::add(k, k + edge * edge, q_t, lanes);
@@ -145,6 +155,20 @@ static __attribute__((noinline)) void matrix_scores_part(
   alignas(64) float part[edge * lanes];  // rows past the last are another tile's
   Sums::store_to(part, lanes);
   for (int i = 0; i < rows * lanes; i += W) store(s + i, load(part + i));
+}
+
+template <bool Int8>
+static void matrix_sums(
+    const float* k, int first, int rows, int words, const float* q_t, float* s, int vectors) {
+  const auto two =
+      vectors == 1 ? matrix_scores_part<true, false, Int8> : matrix_scores_part<true, true, Int8>;
+  const auto one =
+      vectors == 1 ? matrix_scores_part<false, false, Int8> : matrix_scores_part<false, true, Int8>;
+  k += first * edge;
+  int r = 0;
+  for (; r + 2 * edge <= rows; r += 2 * edge)
+    two(k + r * edge, words, q_t, rows - r, s + r * lanes);
+  for (; r < rows; r += edge) one(k + r * edge, words, q_t, rows - r, s + r * lanes);
 }
 
 static void matrix_scores(const float* k,
@@ -155,24 +179,47 @@ static void matrix_scores(const float* k,
                           float scale,
                           float* s,
                           int vectors) {
-  const auto two = vectors == 1 ? matrix_scores_part<true, false> : matrix_scores_part<true, true>;
-  const auto one =
-      vectors == 1 ? matrix_scores_part<false, false> : matrix_scores_part<false, true>;
-  k += first * edge;
-  int r = 0;
-  for (; r + 2 * edge <= rows; r += 2 * edge)
-    two(k + r * edge, words, q_t, rows - r, s + r * lanes);
-  for (; r < rows; r += edge) one(k + r * edge, words, q_t, rows - r, s + r * lanes);
+  matrix_sums<false>(k, first, rows, words, q_t, s, vectors);
   if (scale == 1.0f) return;
   const vf factor = set1(scale);
   for (int i = 0; i < rows * lanes; i += W) store(s + i, mul(load(s + i), factor));
 }
 
+/// Quantised::scores, of words in multiples of 16.
+static void matrix_quantised_scores(const float* k,
+                                    const float* k_factor,
+                                    const float* k_start,
+                                    int first,
+                                    int rows,
+                                    int words,
+                                    const float* q_t,
+                                    const float* q_factor,
+                                    const float* q_offset,
+                                    float* s,
+                                    int vectors) {
+  matrix_sums<true>(k, first, rows, words, q_t, s, vectors);
+  for (int v = 0; v < vectors; ++v) {
+    const vf factor = load(q_factor + v * W), offset = load(q_offset + v * W);
+    for (int r = 0; r < rows; ++r) {
+      float* at = s + r * lanes + v * W;
+      const vf sum = as_f(addi(as_i(load(at)), as_i(set1(k_start[first + r]))));
+      store(at, fma(mul(QuadWords::number(sum), set1(k_factor[first + r])), factor, offset));
+    }
+  }
+}
+static constexpr Quantised matrix_quantised = {QuadWords::values,
+                                               pack_quantised_queries,
+                                               pack_quantised_keys<pack_panel_words>,
+                                               matrix_quantised_scores};
+
 template <bool N2>
 static __attribute__((noinline)) void matrix_outputs_part(
-    const float* v, int c, int half, int end, const float* p, float* o_t) {
+    const float* v, int c, int half, int end, const float* p, bool fresh, float* o_t) {
   using Sums = TileSums<true, N2>;
-  Sums::load_from(o_t, lanes);
+  if (fresh)
+    Sums::clear();
+  else
+    Sums::load_from(o_t, lanes);
   for (; half < end; ++half)
     Sums::add(
         v + half_panel(c, half), v + half_panel(c + edge, half), p + half * edge * lanes, lanes);
@@ -187,7 +234,7 @@ static void matrix_accumulate(const float* v,
                               const float* alpha,
                               float* o_t,
                               int vectors) {
-  for (int x = 0; x < vectors; ++x) {
+  for (int x = 0; alpha && x < vectors; ++x) {
     const vf a = load(alpha + x * W);
     if (!any(ne(a, set1(1.0f)))) continue;
     for (int c = 0; c < columns; ++c) {
@@ -204,7 +251,7 @@ static void matrix_accumulate(const float* v,
     from = grid;
   }
   const auto part = vectors == 1 ? matrix_outputs_part<false> : matrix_outputs_part<true>;
-  for (int c = 0; c < columns; c += 2 * edge) part(v, c, half, end, from, o_t + c * lanes);
+  for (int c = 0; c < columns; c += 2 * edge) part(v, c, half, end, from, !alpha, o_t + c * lanes);
 }
 
 template <bool R2>

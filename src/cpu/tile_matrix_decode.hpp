@@ -144,10 +144,12 @@ static constexpr DecodeProducts matrix_decode = {
     matrix_decode_scores, matrix_decode_outputs, matrix_decode_lanes};
 
 static const Dots matrix = {
-    {matrix_scores, matrix_accumulate},
+    {matrix_scores, matrix_accumulate, nullptr},
     &matrix_decode,
+    &matrix_quantised,
     open_tiles,
     close_tiles,
+    softmax_tile<WeightsInPairs>,
     pair_rows_tile,
     pack_panel_words,
     pack_panel_pairs,

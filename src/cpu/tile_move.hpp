@@ -174,25 +174,36 @@ static void unpack_tile(const float* from,
                         DType dtype,
                         int columns,
                         std::byte* const* rows) {
-  alignas(64) float part[lanes][64];
   const int bytes = dtype == DType::f32 ? 4 : 2;
-  for (int c = 0; c < columns; c += 64) {
-    const int n = columns - c < 64 ? columns - c : 64;
-    for (int v = 0; v < 2; ++v)
-      for (int i = 0; i < n; i += W) {
-        vf a[W];
-        for (int x = 0; x < W; ++x)
-          a[x] = i + x < n ? load(from + (c + i + x) * lanes + v * W) : set1(0.0f);
-        transpose(a);
-        for (int x = 0; x < W; ++x) store(part[v * W + x] + i, a[x]);
-      }
-    for (int lane = 0; lane < count; ++lane) {
-      // A row without keys may have met 0 * NaN; it is 0 all the same.
-      if (factor[lane] == 0.0f)
-        for (int i = 0; i < n; ++i) part[lane][i] = 0;
-      narrow_row(part[lane], factor[lane], dtype, n, rows[lane] + c * bytes, false);
+  const auto put = [&](std::byte* to, vf x, int n) {
+    if (n < W) {
+      float part[W];
+      store(part, x);
+      return narrow_row(part, 1.0f, dtype, n, to, false);
     }
-  }
+    if (dtype == DType::f32)
+      store(reinterpret_cast<float*>(to), x);
+    else if (dtype == DType::bf16)
+      store_low16(reinterpret_cast<std::uint16_t*>(to), bf16_bits(x));
+    else
+      store_f16(reinterpret_cast<std::uint16_t*>(to), x);
+  };
+  for (int first = 0; first < count; first += W)
+    for (int c = 0; c < columns; c += W) {
+      const int n = columns - c < W ? columns - c : W;
+      vf a[W];
+#pragma GCC unroll 16
+      for (int x = 0; x < W; ++x) a[x] = x < n ? load(from + (c + x) * lanes + first) : set1(0.0f);
+      transpose(a);
+#pragma GCC unroll 16
+      for (int x = 0; x < W; ++x) {
+        const int lane = first + x;
+        if (lane >= count) break;
+        // A row without keys may have met 0 * NaN; it is 0 all the same.
+        const float f = factor[lane];
+        put(rows[lane] + c * bytes, f == 0.0f ? set1(0.0f) : mul(a[x], set1(f)), n);
+      }
+    }
 }
 
 static void store_row_tile(

@@ -91,6 +91,8 @@ static void pack_quantised_queries(const std::byte* const* rows,
   pack_words_tile(from, count, integer_bytes(columns), to);
 }
 
+/// PackWords lays the words of rows out as the products read them.
+template <auto PackWords>
 static void pack_quantised_keys(const std::byte* from,
                                 std::ptrdiff_t stride_bytes,
                                 DType dtype,
@@ -107,7 +109,7 @@ static void pack_quantised_keys(const std::byte* from,
     int sum = 0;
     factor[r] = quantise(x, mean, columns, 0, made, &sum);
     start[r] = IntegerWords::start(sum);
-    pack_block_words(reinterpret_cast<const std::byte*>(made), 0, r, 1, integer_bytes(columns), to);
+    PackWords(reinterpret_cast<const std::byte*>(made), 0, r, 1, integer_bytes(columns), to);
   }
 }
 
@@ -147,11 +149,14 @@ static void quantised_scores_tile(const float* k,
   using Dot = IntegerWords::Dot;
   const int blocks = (words + block_edge - 1) / block_edge;
   k += first * block_edge;
-  for (int r = 0; r < rows; r += tile_rows, k += tile_rows * block_edge, s += tile_rows * lanes) {
+  by_tile_rows(rows, [&](auto count, int r) {
+    constexpr int MR = decltype(count)::value;
     const FactoredSums sums{k_factor + first + r, k_start + first + r, q_factor, q_offset};
-    vectors == 1 ? block_scores<Dot, 1>(k, blocks, q_t, sums, s)
-                 : block_scores<Dot, 2>(k, blocks, q_t, sums, s);
-  }
+    const float* from = k + r * block_edge;
+    float* to = s + r * lanes;
+    vectors == 1 ? block_scores<Dot, MR, 1>(from, blocks, q_t, sums, to)
+                 : block_scores<Dot, MR, 2>(from, blocks, q_t, sums, to);
+  });
 }
 
 /// Halves go away from 0: that is two instructions, and what becomes of NaN does not matter where

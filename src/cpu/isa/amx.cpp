@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The tiles compiled for AVX-512 F, BW, VL, DQ, BF16 and VNNI, and AMX with bf16.
+// The tiles compiled for AVX-512 F, BW, VL, DQ, BF16 and VNNI, and AMX with bf16 and int8.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 

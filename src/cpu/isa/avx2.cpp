@@ -10,7 +10,7 @@
 namespace undivided::cpu::avx2 {
 // clang-format off: each of these uses what the ones before it define.
 #include "cpu/vec_avx2.hpp"
-constexpr int lanes = 2 * W, tile_rows = 4;
+constexpr int lanes = 2 * W, tile_rows = 6;
 constexpr const Dots *isa_dots = nullptr, *isa_matrix = nullptr;
 constexpr const char* isa_name = "avx2";
 #include "cpu/tile_math.hpp"
