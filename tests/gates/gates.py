@@ -48,12 +48,8 @@ def counts(isa, planted=False):
     """Instructions of each case of gate_region."""
     extra = ["--planted"] if planted else []
     if isa in STEPPED:
-        found = {}
-        for _ in range(2):  # a busy system loses steps now and then (1 run of 65), and never adds one
-            for line in _run("--step", STEPPED[isa], *extra, isa=isa).splitlines():
-                count, name = line.split(" ", 1)
-                found[name] = max(int(count), found.get(name, 0))
-        return found
+        lines = _run("--step", STEPPED[isa], *extra, isa=isa).splitlines()
+        return {name: int(count) for count, name in (line.split(" ", 1) for line in lines)}
     valgrind = shutil.which("valgrind")
     if not valgrind:
         raise Absent("no valgrind")
@@ -66,6 +62,16 @@ def counts(isa, planted=False):
         for number, name in enumerate(names, 1):
             text = Path(f"{out}.{number}").read_text()
             found[name] = int(re.search(r"^totals: (\d+)", text, re.M).group(1))
+    return found
+
+
+def settled(isa, wanted):
+    """counts(), and where they are not what is wanted the larger of two runs: a busy system loses steps
+    now and then (1 run of 65), and never adds one."""
+    found = counts(isa)
+    if isa in STEPPED and drifted(found, wanted):
+        again = counts(isa)
+        found = {name: max(count, again[name]) for name, count in found.items()}
     return found
 
 

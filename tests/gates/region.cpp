@@ -3,18 +3,15 @@
 // data made before.
 //
 //   gate_region [--planted]              every case, for callgrind --toggle-collect=gate_region
-//   gate_region [--planted] --step TEXT  the cases with TEXT in their name, each in a child that
-//                                        is single-stepped between two int3 traps: "count case"
+//   gate_region [--planted] --step TEXT  the cases with TEXT in their name, with the trap flag set:
+//                                        "count case"
 //   gate_region --isas                   the instruction sets of this processor
 //
 // UNDIVIDED_ISA chooses the kernels. --planted makes the softmax tile work twice.
-#include <sched.h>
 #include <sys/mman.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -86,41 +83,25 @@ void make(Ready& r, const Case& c, bool backward, const Context& context) {
   prepare();
 }
 
-/// Runs `work` in a child and counts the instructions between its two traps; -1 if the system
-/// refuses.
+std::atomic<long> steps;
+
+/// Counts the instructions of `work` by the trap flag: a signal after each, in this thread, so that
+/// a busy system is not asked to switch to another process and back. 0: no signal came.
 long stepped(const std::function<void()>& work) {
-  cpu_set_t here;  // both on one core: a step is then two plain switches of context
-  CPU_ZERO(&here);
-  CPU_SET(static_cast<std::size_t>(::sched_getcpu()), &here);
-  ::sched_setaffinity(0, sizeof here, &here);
-  const pid_t child = ::fork();
-  if (child == 0) {
-    if (::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) ::_exit(2);
-    __asm__ volatile("int3" ::: "memory");
-    work();
-    __asm__ volatile("int3" ::: "memory");
-    ::_exit(0);
-  }
-  int status = 0;
-  long count = 0;
-  ::waitpid(child, &status, 0);
-  if (!WIFSTOPPED(status)) return -1;
-  for (long signal = 0;; ++count) {
-    if (::ptrace(PTRACE_SINGLESTEP, child, nullptr, signal) != 0 ||
-        ::waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) {
-      count = -1;
-      break;
-    }
-    signal = WSTOPSIG(status);
-    if (signal != SIGTRAP) continue;  // somebody else's: handed on
-    siginfo_t why{};
-    ::ptrace(PTRACE_GETSIGINFO, child, nullptr, &why);
-    if (why.si_code == SI_KERNEL || why.si_code == TRAP_BRKPT) break;  // the second int3
-    signal = 0;
-  }
-  ::kill(child, SIGKILL);
-  ::waitpid(child, &status, 0);
-  return count;
+  struct sigaction count{}, before{};
+  count.sa_handler = [](int) { steps.fetch_add(1, std::memory_order_relaxed); };
+  ::sigaction(SIGTRAP, &count, &before);
+  steps = 0;
+  // The flags are changed on the stack, past the red zone.
+  __asm__ volatile(
+      "lea -128(%%rsp), %%rsp; pushfq; orq $0x100, (%%rsp); popfq; lea 128(%%rsp), %%rsp" ::
+          : "memory", "cc");
+  work();
+  __asm__ volatile(
+      "lea -128(%%rsp), %%rsp; pushfq; andq $-0x101, (%%rsp); popfq; lea 128(%%rsp), %%rsp" ::
+          : "memory", "cc");
+  ::sigaction(SIGTRAP, &before, nullptr);
+  return steps;
 }
 
 }  // namespace
@@ -182,8 +163,8 @@ int main(int argc, char** argv) try {
       continue;
     }
     const long count = stepped([&] { gate_region(&r, &context); });
-    if (count < 0) {
-      std::printf("ptrace refused: %s\n", std::strerror(errno));
+    if (count == 0) {
+      std::printf("single steps refused\n");
       return 77;
     }
     std::printf("%ld %s\n", count, row.name);
