@@ -20,7 +20,7 @@ target_compile_definitions(test_settings INTERFACE
 target_compile_options(test_settings INTERFACE -Wno-conversion -Wno-sign-conversion
                                                -Wno-sign-compare -Wno-dangling-else)
 target_link_libraries(test_settings INTERFACE undivided Threads::Threads GTest::gtest GTest::gmock
-                      fmt::fmt-header-only nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
+                      fmt::fmt nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS})
 if(UNDIVIDED_TBB)
   target_link_libraries(test_settings INTERFACE TBB::tbb)
 endif()
