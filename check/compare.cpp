@@ -126,6 +126,7 @@ Comparison compare(const Reading& result,
       const double error = std::fabs(result.values[i] - oracle.values[i]);
       double limit = 1e-5 + 1e-6 * std::fabs(oracle.values[i]);
       if (sixteen) limit = std::max(limit, factor * twin.max_abs);
+      if (gate.rough) limit = std::max(limit, 1e-4 * std::max(1.0, std::fabs(oracle.values[i])));
       if (error / limit > worst) {
         worst = error / limit;
         c.max_abs = error;
@@ -145,7 +146,7 @@ Comparison compare(const Reading& result,
     // Rounding the result correctly costs a quarter ulp on average; half of that is slack.
     c.relative_l1_limit = factor * twin.relative_l1 + ulp(result.dtype, 1) / 8;
   } else {
-    c.limit = (gate.gradient ? 3e-5 : 1e-5) * most;
+    c.limit = (gate.gradient ? 3e-5 : gate.rough ? 1e-4 : 1e-5) * most;
     c.relative_l1_limit = INFINITY;
   }
   if (c.limit < floor) {  // the oracle is near zero by cancellation: judge by what cancelled

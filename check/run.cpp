@@ -335,7 +335,10 @@ void judge(const Case& c, const Inputs& in, Backend backend, const Fault& fault,
     std::vector<Reading> twin;
     for (const auto& run : twins)
       if (const Reading* t = find(run, r.name)) twin.push_back(*t);
-    const Gate gate{multiplied_as(c), c.backward(), c.score == "softcap" || c.score == "chain"};
+    const bool bends = c.score == "softcap" || c.score == "chain";
+    const DType inputs = multiplied_as(c);
+    const Gate gate{
+        inputs, c.backward(), bends, bends && inputs == DType::bf16 && backend == Backend::cuda};
     const Comparison one = compare(r, *truth, twin, gate);
     const double ratio = one.passed ? one.limit > 0 ? one.max_abs / one.limit : 0 : 1e9;
     if (ratio > worst) {
