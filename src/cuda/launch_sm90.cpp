@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <numeric>
 
@@ -36,64 +35,34 @@ struct Axis {
   int box;
 };
 
-// All that decides a map: no context, and no device.
-struct MapKey {
-  void* data = nullptr;
-  int type = 0;  // CUtensorMapDataType
-  std::uint64_t extents[4] = {}, strides[3] = {};
-  std::uint32_t box[4] = {};
-  friend bool operator==(const MapKey&, const MapKey&) = default;
-};
-struct KnownMap {
-  MapKey key;  // no extents: none
-  TensorMap map;
-};
-
-// The map of a key. A thread keeps those that it asked for lately, for the tensors of a model come
-// back step after step. Nothing is shared, so nothing is locked.
-const TensorMap& map_of(Driver& driver, const MapKey& key) {
-  constexpr int slot_bits = 6;
-  thread_local std::array<KnownMap, 1 << slot_bits> known;
-  // Fibonacci hashing: addresses are multiples of large powers of two.
-  const auto address = reinterpret_cast<std::uintptr_t>(key.data);
-  KnownMap& slot = known[(address / 16 + key.box[1]) * 0x9e3779b97f4a7c15ull >> (64 - slot_bits)];
-  if (slot.key == key) return slot.map;
-  constexpr int swizzle_128 = 3, promote_128 = 2;
+// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
+void encode(
+    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
+  constexpr int type_f16 = 6, type_bf16 = 9, swizzle_128 = 3, promote_128 = 2;
+  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
+  std::uint64_t extents[4] = {extent(dim)}, strides[3];
+  std::uint32_t box[4] = {64};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Axis& a = outer[i];
+    extents[i + 1] = extent(a.count);
+    // The stride of an axis of one is not used, and may be anything.
+    strides[i] =
+        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
+    box[i + 1] = static_cast<std::uint32_t>(a.box);
+  }
   const std::uint32_t steps[4] = {1, 1, 1, 1};
-  slot.key = {};  // if the driver refuses
-  driver.cuTensorMapEncodeTiled(&slot.map,
-                                key.type,
+  driver.cuTensorMapEncodeTiled(&map,
+                                dtype == DType::f16 ? type_f16 : type_bf16,
                                 4,
-                                key.data,
-                                key.extents,
-                                key.strides,
-                                key.box,
+                                data,
+                                extents,
+                                strides,
+                                box,
                                 steps,
                                 0,
                                 swizzle_128,
                                 promote_128,
                                 0);
-  slot.key = key;
-  return slot.map;
-}
-
-// Boxes of 64 columns of the inner axis with the 128-byte swizzle; outside the tensor: zeros.
-void encode(
-    Driver& driver, TensorMap& map, DType dtype, void* data, int dim, const Axis (&outer)[3]) {
-  constexpr int type_f16 = 6, type_bf16 = 9;
-  const auto extent = [](long long x) { return static_cast<std::uint64_t>(std::max(1LL, x)); };
-  MapKey key{data, dtype == DType::f16 ? type_f16 : type_bf16};
-  key.extents[0] = extent(dim);
-  key.box[0] = 64;
-  for (std::size_t i = 0; i < 3; ++i) {
-    const Axis& a = outer[i];
-    key.extents[i + 1] = extent(a.count);
-    // The stride of an axis of one is not used, and may be anything.
-    key.strides[i] =
-        a.count > 1 ? static_cast<std::uint64_t>(a.stride) * 2 : 16 * extent((dim + 7) / 8);
-    key.box[i + 1] = static_cast<std::uint32_t>(a.box);
-  }
-  map = map_of(driver, key);
 }
 
 // A tensor of tokens in boxes of `rows`.
