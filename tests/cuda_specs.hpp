@@ -97,6 +97,9 @@ inline std::vector<Sample> covering_set() {
   for (const KernelKind kind : {KernelKind::combine, KernelKind::merge, KernelKind::preprocess})
     for (const int d : {40, 64, 128, 512}) add(kind, d, i++);
   for (const KernelKind kind : {KernelKind::sink_gradient, KernelKind::init}) add(kind, 64, i++);
+  for (const KernelKind kind :
+       {KernelKind::sort_rows, KernelKind::meet_rows, KernelKind::plan_rows, KernelKind::take_rows})
+    add(kind, 64, i++);
   return out;
 }
 

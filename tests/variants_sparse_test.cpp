@@ -6,73 +6,22 @@
 
 #include <limits>
 
-#include "undivided/sparse.hpp"
-#include "variants_support.hpp"
+#include "sparse_support.hpp"
 
 namespace undivided {
 namespace {
 
-struct Form {
-  std::int64_t heads, kv_heads, nq, nk, d, dv;
-  Order order;
-  Align align = Align::start;
-  DType dtype = DType::f32;
-};
-
-/// 0 or 1 with a share of ones, or a bucket below `most`; not periodic.
-Tensor numbers(std::initializer_list<std::int64_t> shape,
-               std::uint64_t seed,
-               std::uint64_t most,
-               std::uint64_t share = 0) {
-  const Tensor t = Tensor::empty(DType::i32, shape);
-  for (std::int64_t i = 0; i < t.count(); ++i) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    const std::uint64_t x = seed >> 33;
-    t.ptr<std::int32_t>()[i] = static_cast<std::int32_t>(share ? x % 100 < share : x % most);
-  }
-  return t;
-}
-
-Mask in_order(Order order) {
-  if (order == Order::none) return full();
-  return mask([=](Expr, Expr, Expr q, Expr k) { return order == Order::causal ? k <= q : k < q; });
-}
-
-/// The same attention by its mask, in float64.
-struct Masked {
-  Forward f;
-  Gradients g;
-};
-Masked masked(const Form& c,
-              const View& q,
-              const View& k,
-              const View& v,
-              const View& dout,
-              const Tensor& on_q,
-              const Tensor& on_k,
-              bool buckets,
-              Options options) {
-  const Array a(on_q, "a"), b(on_k, "b");
-  const int group = static_cast<int>(c.heads / c.kv_heads);
-  // Flags are indexed from 0, positions of queries from where align puts them.
-  const int shift = c.align == Align::end ? static_cast<int>(c.nk - c.nq) : 0;
-  const Mask pairs = mask([=](Expr s, Expr h, Expr i, Expr j) {
-    return buckets ? a(s, h, i - shift) == b(s, h / group, j)
-                   : a(s, h, i - shift) != 0 && b(s, h / group, j) != 0;
-  });
-  options.mask = pairs && in_order(c.order);
-  options.align = c.align;
-  return {reference(q, dense(k, v), options), reference_backward(dout, q, dense(k, v), options)};
-}
-
-void expect_equal(const Form& c, bool buckets, std::uint64_t share, const Options& options = {}) {
+void expect_equal(const SparseForm& c,
+                  bool buckets,
+                  std::uint64_t share,
+                  const Options& options = {}) {
   const Tensor q = wave(c.dtype, {2, c.heads, c.nq, c.d}, 0),
                k = wave(c.dtype, {2, c.kv_heads, c.nk, c.d}, 1),
                v = wave(c.dtype, {2, c.kv_heads, c.nk, c.dv}, 2),
                dout = wave(c.dtype, {2, c.heads, c.nq, c.dv}, 3);
   const Tensor on_q = numbers({2, c.heads, c.nq}, 7, 5, share),
                on_k = numbers({2, c.kv_heads, c.nk}, 8, 5, share);
-  const Masked want = masked(c, q, k, v, dout, on_q, on_k, buckets, options);
+  const MaskedAttention want = masked_attention(c, q, k, v, dout, on_q, on_k, buckets, options);
   Options o = options;
   o.align = c.align;
   const SparseForward f = buckets ? sparse_attention(q, k, v, HashSparse{on_q, on_k, c.order}, o)
@@ -184,10 +133,23 @@ TEST(Sparse, WhatIsNotHonouredIsRefusedByName) {
                     sparse_attention(longer, longer, longer, QkSparse{on, on, Order::none});
                 sparse_attention_backward(longer, longer, x, x, f);
               }),
-              HasSubstr("the forward met row 10 of K"));
+              HasSubstr("K is f32 [1, 2, 5, 4] on cpu; the forward listed rows of i32 [1, 2, 9]"));
   View there = x;
   there.device = {Device::Kind::cuda, 0};
-  EXPECT_THAT(message([&] { sparse_attention(there, x, x, keep); }), HasSubstr("Q is on cuda:0"));
+  EXPECT_THAT(message([&] { sparse_attention(there, x, x, keep); }),
+              HasSubstr("K is on cpu and Q on cuda:0; one device is needed"));
+  View flags_there = flags;
+  flags_there.device = there.device;
+  EXPECT_THAT(
+      message([&] { sparse_attention(x, x, x, QkSparse{flags_there, flags}); }),
+      HasSubstr("q_keep is on cuda:0 and Q on cpu; the host or the device of Q is allowed"));
+  Options bits;
+  bits.inside = Inside::bits;
+  EXPECT_THAT(message([&] { sparse_attention(there, there, there, keep, bits); }),
+              HasSubstr("automatic or program is allowed"));
+  const SparseForward f = sparse_attention(x, x, x, keep);
+  EXPECT_THAT(message([&] { sparse_attention_backward(there, x, x, x, f); }),
+              HasSubstr("dO is f32 [1, 2, 5, 4] on cuda:0"));
 }
 
 }  // namespace

@@ -86,13 +86,13 @@ class Array {
  public:
   Array(std::vector<std::int32_t> values, std::string name = {});
   Array(std::vector<float> values, std::string name = {});
-  /// Shares `data`. Raises Error{bind} for a wrong dtype or rank.
-  Array(Tensor data, std::string name = {});
-  /// Borrows memory that must outlive every use. A device array of integers declares the range of
-  /// its values, which kernels clamp to.
-  Array(View data,
-        std::string name = {},
-        std::optional<std::pair<std::int64_t, std::int64_t>> range = {});
+  /// Smallest and largest value of an array of integers, which kernels clamp to: needed on a
+  /// device, else scanned when not given.
+  using Range = std::optional<std::pair<std::int64_t, std::int64_t>>;
+  /// Shares `data`. Raises Error{bind} for a wrong dtype or rank, or an empty range.
+  Array(Tensor data, std::string name = {}, Range range = {});
+  /// Borrows memory that must outlive every use.
+  Array(View data, std::string name = {}, Range range = {});
 
   Expr operator[](Expr i) const;
   Expr operator()(Expr i) const;

@@ -34,20 +34,29 @@ struct HashSparse {
 
 /// Results, and what the backward needs.
 struct SparseForward {
-  Tensor o;                     ///< [batch, head, token, Dv]
-  Tensor lse;                   ///< float32 [batch, head, token]
-  Tensor q_rows, k_rows;        ///< i32: the row of Q (of K) behind each row of the compact problem
-  Tensor q_offsets, k_offsets;  ///< i32 [batch * KV heads + 1]: where its sequences begin
-  Forward compact;              ///< of the ragged problem of kept rows, sorted
-  Options options;              ///< as asked for
+  Tensor o;    ///< [batch, head, token, Dv]
+  Tensor lse;  ///< float32 [batch, head, token]
+  /// i32 [batch, head, room]: the token of Q (of K) in each row of the compact problem, sorted;
+  /// below 0: none. On a device room is the number of tokens, since nothing waits for a count.
+  Tensor q_rows, k_rows;
+  Tensor q_places, k_places;  ///< i32 [batch, head, token]: where each token is among them, or -1
+  /// i32 [batch * KV heads, query heads of each, room of K]: a key is seen by the compact queries
+  /// first .. end - 1.
+  Tensor first, end;
+  Forward compact;                       ///< of the dense problem of these rows
+  std::shared_ptr<const MaskPlan> plan;  ///< of its mask, on a device
+  Options options;                       ///< as asked for
 };
 
 /// The meaning of attention() under the mask "kept (or same bucket), and k before q", at the cost
-/// of the pairs that are left. For each (batch, KV head) the kept rows are gathered, stable in time
-/// and sorted by bucket, into one sequence of a ragged problem whose mask compares times. Q, K and
-/// V are dense f32, f16 or bf16 [batch, head, token, dim] on the host, any head dim, Hq % Hkv == 0.
-/// Of the options scale, align, determinism, precision, out_dtype and a score that reads nothing
-/// but the score are honoured; others are refused by name. Raises Error{resolve}.
+/// of the pairs that are left. Kept rows are gathered, stable in time and sorted by bucket; the
+/// queries that see a key then lie together, and that is the mask of a dense problem. Q, K and V
+/// are dense f32, f16 or bf16 [batch, head, token, dim], any head dim (CUDA: f16 or bf16, at most
+/// 512), Hq % Hkv == 0. They and the flags are all on the host, or all on one CUDA device; host
+/// flags are copied there. With flags on the device no step of a call waits for it. Of the options
+/// scale, align, determinism, precision, inside
+/// (CUDA: not bits), out_dtype and a score that reads nothing but the score are honoured; others
+/// are refused by name. Raises Error{resolve}.
 SparseForward sparse_attention(const View& q,
                                const View& k,
                                const View& v,
@@ -62,7 +71,7 @@ SparseForward sparse_attention(const View& q,
                                const Context& context = {});
 
 /// Gradients of Q, K and V, zero in rows that were dropped; those of the score's captured arrays
-/// and parameters by name.
+/// and parameters by name. dO is on the device of Q.
 Gradients sparse_attention_backward(const View& dout,
                                     const View& q,
                                     const View& k,

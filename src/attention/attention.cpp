@@ -103,13 +103,33 @@ Gradients finish_shapes(Gradients g, const Rows& q, const Kv& kv) {
   return g;
 }
 
+void attach(Problem& p, const std::shared_ptr<const MaskPlan>& mask_plan) {
+  p.args.mask_plan = mask_plan;
+  p.spec.mask_plan = mask_plan != nullptr;
+}
+
+Gradients gradients_of(Problem& p, const Rows& q, const Kv& kv, const Context& context) {
+  Gradients g = make_gradients(p, context, false);
+  execute(p, context);
+  return finish_shapes(std::move(g), q, kv);
+}
+
 }  // namespace
 
-Forward attention(const Rows& q, const Kv& kv, const Options& options, const Context& context) {
+Forward attention_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+                       const Rows& q,
+                       const Kv& kv,
+                       const Options& options,
+                       const Context& context) {
   Problem p = resolve(q, kv, options);
+  attach(p, mask_plan);
   Forward f = make_results(p, options, context, false);
   execute(p, context);
   return finish_shapes(std::move(f), single_sequence(q));
+}
+
+Forward attention(const Rows& q, const Kv& kv, const Options& options, const Context& context) {
+  return attention_with(nullptr, q, kv, options, context);
 }
 
 Forward attention(
@@ -138,9 +158,18 @@ Gradients attention_backward(const Rows& dout,
                              const BackwardOptions& options,
                              const Context& context) {
   Problem p = resolve_backward(dout, q, kv, o, lse, forward_options, options);
-  Gradients g = make_gradients(p, context, false);
-  execute(p, context);
-  return finish_shapes(std::move(g), q, kv);
+  return gradients_of(p, q, kv, context);
+}
+
+Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+                                  const Rows& dout,
+                                  const Rows& q,
+                                  const Kv& kv,
+                                  const Forward& forward,
+                                  const Context& context) {
+  Problem p = resolve_backward(dout, q, kv, forward.o, forward.lse, forward.options, {});
+  attach(p, mask_plan);
+  return gradients_of(p, q, kv, context);
 }
 
 Gradients attention_backward(const Rows& dout,

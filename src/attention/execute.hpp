@@ -17,6 +17,20 @@ void add_mask_plan(Problem& problem, const Context& context);
 /// Plans (or finds the plan), takes a workspace, runs, with a mask plan where it pays.
 void execute(Problem& problem, const Context& context);
 
+/// attention() and its backward with a mask plan that is already there; without one they may make
+/// one.
+Forward attention_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+                       const Rows& q,
+                       const Kv& kv,
+                       const Options& options,
+                       const Context& context);
+Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+                                  const Rows& dout,
+                                  const Rows& q,
+                                  const Kv& kv,
+                                  const Forward& forward,
+                                  const Context& context);
+
 /// Copies host lengths, offsets, tables, origins and captured arrays to the device of the data. The
 /// copies live as long as `keep`.
 void move_to_device(Problem& problem, const Context& context, std::vector<Tensor>& keep);

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// SCFA: gather kept rows, sorted; attend as one ragged sequence per (batch, KV head); scatter.
+// SCFA: gather kept rows, sorted; attend, a sequence per (batch, KV head); scatter.
 #include "undivided/sparse.hpp"
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <array>
-#include <cstring>
+#include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "attention/execute.hpp"
+#include "attention/sparse_rows.hpp"
+#include "cuda/memory.hpp"
 #include "expr/program.hpp"
 
 namespace undivided {
@@ -22,28 +21,17 @@ template <class... T>
       Code::invalid_argument, Stage::resolve, fmt::format(format, std::forward<T>(args)...));
 }
 
-struct Sizes {
-  std::int64_t batch, heads, kv_heads, group, q_len, k_len;
-  Sizes(const View& q, const View& k)
-      : batch(q.size(0)),
-        heads(q.size(1)),
-        kv_heads(k.size(1)),
-        group(heads / kv_heads),
-        q_len(q.size(2)),
-        k_len(k.size(2)) {}
-  std::int64_t sequences() const { return batch * kv_heads; }
-};
-
 void check_inputs(const View& q, const View& k, const View& v) {
   for (const auto& [name, t] : {std::pair{"Q", &q}, {"K", &k}, {"V", &v}}) {
     if (t->rank != 4)
       refuse("sparse attention: {} is {}; dense [batch, head, token, dim] is expected",
              name,
              t->describe());
-    if (t->device != cpu_device)
-      refuse("sparse attention: {} is on {}; rows are gathered on the host only",
+    if (t->device != q.device)
+      refuse("sparse attention: {} is on {} and Q on {}; one device is needed",
              name,
-             to_string(t->device));
+             to_string(t->device),
+             to_string(q.device));
     if (t->dtype != DType::f32 && !is_float16(t->dtype))
       refuse("sparse attention: {} is {}; f32, f16 or bf16 is allowed", name, name_of(t->dtype));
     if (t->step(3) != 1)
@@ -63,13 +51,6 @@ void check_inputs(const View& q, const View& k, const View& v) {
            k.size(1));
 }
 
-/// What decides which rows meet: flags that keep rows, or the buckets of all rows.
-struct Rule {
-  View q, k;
-  Order order;
-  bool buckets;
-};
-
 void check_flags(const char* name, const View& v, const View& rows, bool booleans) {
   bool same = v.rank == 3 && (v.dtype == DType::i32 || (booleans && v.dtype == DType::boolean));
   for (int axis = 0; same && axis < 3; ++axis) same = v.size(axis) == rows.size(axis);
@@ -81,11 +62,17 @@ void check_flags(const char* name, const View& v, const View& rows, bool boolean
            rows.size(0),
            rows.size(1),
            rows.size(2));
-  if (v.device != cpu_device)
-    refuse("sparse attention: {} is on {}; it is read on the host", name, to_string(v.device));
+  if (v.device != cpu_device && v.device != rows.device)
+    refuse("sparse attention: {} is on {} and Q on {}; the host or the device of Q is allowed",
+           name,
+           to_string(v.device),
+           to_string(rows.device));
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() - 4096;
+  if (rows.size(2) > most)
+    refuse("sparse attention: {} has {} tokens; at most {} are allowed", name, rows.size(2), most);
 }
 
-void check_options(const Options& o, const Sizes& z, Order order) {
+void check_options(const Options& o, const View& q, const View& k, Order order) {
   const expr::Node& root = o.mask.program()->root();
   if (root.op != expr::Op::constant || root.integer != 1)
     refuse("sparse attention: a mask is given; dropped rows, buckets and the order are its mask");
@@ -103,219 +90,112 @@ void check_options(const Options& o, const Sizes& z, Order order) {
            o.partial     ? "a partial result"
            : o.max_logit ? "max_logit"
                          : "key_mass");
-  if (order != Order::none && !o.align && z.q_len != z.k_len)
+  if (order != Order::none && !o.align && q.size(2) != k.size(2))
     refuse("sparse attention: Q has {} tokens and K {}; align must say start or end",
-           z.q_len,
-           z.k_len);
+           q.size(2),
+           k.size(2));
+  if (o.inside == Inside::bits && q.device != cpu_device)
+    refuse(
+        "sparse attention: inside is bits; on {} the lists are made on the device and the program "
+        "decides single pairs: automatic or program is allowed",
+        to_string(q.device));
 }
 
-/// One side of the compact problem: sequences of rows of [batch, head, token].
-struct Side {
-  Tensor rows, offsets;   // i32
-  Tensor times, buckets;  // i32 [sequence, longest]
-  std::int64_t total = 0, longest = 0;
-};
-
-/// The flags of one head, in time order.
-void read_flags(const View& v, std::int64_t b, std::int64_t h, std::vector<std::int32_t>& to) {
-  const std::int64_t n = v.size(2), step = v.step(2);
-  to.resize(static_cast<std::size_t>(n));
-  const auto read = [&](const auto* from) {
-    for (std::int64_t i = 0; i < n; ++i) to[static_cast<std::size_t>(i)] = from[i * step];
-  };
-  const void* first = v.at({b, h, 0});
-  v.dtype == DType::boolean ? read(static_cast<const bool*>(first))
-                            : read(static_cast<const std::int32_t*>(first));
+/// CUDA kernels take head dims in steps of 8; columns past the own ones are zero.
+std::int64_t compact_dim(const View& x) {
+  return x.device == cpu_device ? x.size(3) : (x.size(3) + 7) / 8 * 8;
 }
 
-/// Rows of heads [h * group, (h + 1) * group) of a batch item, one head after the other: kept ones
-/// in time order, or all in the order of their buckets.
-Side collect(const View& flags, std::int64_t group, bool by_bucket, std::int64_t origin) {
-  const std::int64_t heads = flags.size(1), n = flags.size(2), all = flags.size(0) * heads;
-  if (all * n > std::numeric_limits<std::int32_t>::max())
-    refuse("sparse attention: {} rows; at most {} are allowed",
-           all * n,
-           std::numeric_limits<std::int32_t>::max());
-  Side side;
-  const std::int64_t sequences = all / group;
-  side.offsets = Tensor::zeros(DType::i32, {sequences + 1});
-  std::int32_t* offsets = side.offsets.ptr<std::int32_t>();
-  std::vector<std::int32_t> rows, buckets, flag;
-  std::vector<std::uint64_t> order;  // bucket above, time below
-  for (std::int64_t row = 0; row < all; ++row) {
-    read_flags(flags, row / heads, row % heads, flag);
-    order.clear();
-    for (std::int64_t i = 0; i < n; ++i) {
-      const std::int32_t f = flag[static_cast<std::size_t>(i)];
-      // Flipping the sign bit makes the unsigned order that of the signed buckets.
-      const std::uint64_t key = by_bucket ? static_cast<std::uint32_t>(f) ^ 0x80000000u : 0;
-      if (by_bucket || f != 0) order.push_back(key << 32 | static_cast<std::uint32_t>(i));
-    }
-    if (by_bucket) std::sort(order.begin(), order.end());
-    for (const std::uint64_t key : order) {
-      const auto i = static_cast<std::int32_t>(key & 0xffffffffu);
-      rows.push_back(static_cast<std::int32_t>(row * n) + i);
-      if (by_bucket) buckets.push_back(flag[static_cast<std::size_t>(i)]);
-    }
-    offsets[row / group + 1] = static_cast<std::int32_t>(rows.size());
-  }
-  for (std::int64_t s = 0; s < sequences; ++s)
-    side.longest = std::max<std::int64_t>(side.longest, offsets[s + 1] - offsets[s]);
-  side.total = std::ssize(rows);
-  side.rows = Tensor::empty(DType::i32, {side.total});
-  std::copy(rows.begin(), rows.end(), side.rows.ptr<std::int32_t>());
-  side.times = Tensor::zeros(DType::i32, {sequences, side.longest});
-  if (by_bucket) side.buckets = Tensor::zeros(DType::i32, {sequences, side.longest});
-  for (std::int64_t s = 0; s < sequences; ++s) {
-    std::int32_t* times = side.times.ptr<std::int32_t>() + s * side.longest - offsets[s];
-    for (std::int32_t i = offsets[s]; i < offsets[s + 1]; ++i)
-      times[i] = static_cast<std::int32_t>(origin + rows[static_cast<std::size_t>(i)] % n);
-    if (by_bucket)
-      std::copy(buckets.begin() + offsets[s],
-                buckets.begin() + offsets[s + 1],
-                side.buckets.ptr<std::int32_t>() + s * side.longest);
-  }
-  return side;
-}
-
-/// Addresses of the rows of [batch, head, token, dim] by their number.
-class RowAddress {
- public:
-  explicit RowAddress(const View& x)
-      : data_(static_cast<std::byte*>(x.data)), heads_(x.size(1)), tokens_(x.size(2)) {
-    const auto bytes = static_cast<std::int64_t>(size_of(x.dtype));
-    for (int axis = 0; axis < 3; ++axis)
-      step_[static_cast<std::size_t>(axis)] = x.step(axis) * bytes;
-  }
-  std::byte* operator()(std::int64_t row) const {
-    const std::int64_t i = row % tokens_, head = row / tokens_;
-    return data_ + head / heads_ * step_[0] + head % heads_ * step_[1] + i * step_[2];
-  }
-
- private:
-  std::byte* data_;
-  std::int64_t heads_, tokens_;
-  std::array<std::int64_t, 3> step_{};
-};
-
-constexpr std::int64_t rows_of_task = 256, rows_ahead = 8;
-
-/// Calls body(i, address of row rows[i]); the row that comes soon is fetched early, because sorted
-/// rows lie anywhere.
-template <class F>
-void for_each_row(const View& x, const View& rows, const Context& context, F&& body) {
-  const RowAddress address(x);
-  const auto* row = static_cast<const std::int32_t*>(rows.data);
-  const std::int64_t n = rows.size(0),
-                     bytes = x.size(3) * static_cast<std::int64_t>(size_of(x.dtype));
-  Executor& executor = context.executor ? *context.executor : default_executor();
-  executor.parallel_for((n + rows_of_task - 1) / rows_of_task, [&](std::int64_t t, int) {
-    const std::int64_t end = std::min(n, (t + 1) * rows_of_task);
-    for (std::int64_t i = t * rows_of_task; i < end; ++i) {
-      const std::byte* soon = address(row[std::min(i + rows_ahead, end - 1)]);
-      for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(soon + at);
-      body(i, address(row[i]));
-    }
-  });
-}
-
-/// Rows of several tensors, one after the other, in memory that the next call uses again.
+/// Rows of several tensors [batch, head, token, dim] by their lists, as [batch * KV heads, heads of
+/// each, row, dim], in memory that the next call uses again.
 class Gathered {
  public:
   struct Request {
     const View* from;
-    const View* rows;
+    const View* index;
   };
-  Gathered(std::initializer_list<Request> requests, const Context& context)
-      : room_(library_of(context), bytes(requests), cpu_device, context) {
+  Gathered(std::int64_t kv_heads, std::initializer_list<Request> requests, const Context& context)
+      : room_(library_of(context), bytes(requests), requests.begin()->from->device, context) {
     auto* to = static_cast<std::byte*>(room_.data());
     for (const Request& r : requests) {
-      const View& x = *r.from;
-      const View dense = View::of(to, x.dtype, {r.rows->size(0), 1, x.size(3)});
-      const std::size_t row_bytes = static_cast<std::size_t>(x.size(3)) * size_of(x.dtype);
-      for_each_row(x, *r.rows, context, [&](std::int64_t i, const std::byte* from) {
-        std::memcpy(to + static_cast<std::size_t>(i) * row_bytes, from, row_bytes);
-      });
-      views_.push_back(dense);
+      View dense = compact(r);
+      dense.data = to;
+      take_rows(dense, *r.from, *r.index, 0, context);
       to += aligned(dense);
+      const std::int64_t group = dense.size(1) / kv_heads;
+      views_.push_back(View::of(dense.data,
+                                dense.dtype,
+                                {dense.size(0) * kv_heads, group, dense.size(2), dense.size(3)},
+                                dense.device));
     }
   }
   const View& operator[](std::size_t i) const { return views_[i]; }
 
  private:
+  static View compact(const Request& r) {
+    const View& x = *r.from;
+    return View::of(
+        nullptr, x.dtype, {x.size(0), x.size(1), r.index->size(2), compact_dim(x)}, x.device);
+  }
   static std::size_t aligned(const View& v) {
     return (static_cast<std::size_t>(v.count()) * size_of(v.dtype) + 255) / 256 * 256;
   }
   static std::size_t bytes(std::initializer_list<Request> requests) {
     std::size_t sum = 0;
-    for (const Request& r : requests)
-      sum += aligned(View::of(nullptr, r.from->dtype, {r.rows->size(0), 1, r.from->size(3)}));
+    for (const Request& r : requests) sum += aligned(compact(r));
     return sum;
   }
   Library::Workspace room_;
   std::vector<View> views_;
 };
 
-/// The inverse, of [total, 1, dim]: rows that nobody names are zero.
-Tensor scattered(const View& from, const View& rows, const View& like, const Context& context) {
-  Tensor to = allocate(
-      context, cpu_device, from.dtype, {like.size(0), like.size(1), like.size(2), from.size(2)});
-  const std::size_t bytes = static_cast<std::size_t>(from.size(2)) * size_of(from.dtype);
-  if (rows.size(0) < like.size(0) * like.size(1) * like.size(2))
-    std::memset(to.data, 0, static_cast<std::size_t>(to.count()) * size_of(to.dtype));
-  const auto* data = static_cast<const std::byte*>(from.data);
-  for_each_row(to, rows, context, [&](std::int64_t i, std::byte* at) {
-    std::memcpy(at, data + static_cast<std::size_t>(i) * bytes, bytes);
-  });
+/// The inverse, of [batch * KV heads, heads of each, row, dim]: [batch, head, token, dim] of a
+/// list of places.
+Tensor scattered(
+    const View& from, const View& places, std::int64_t dim, float empty, const Context& context) {
+  const std::int64_t batch = places.size(0), heads = places.size(1), room = from.size(2);
+  Tensor to = allocate(context, from.device, from.dtype, {batch, heads, places.size(2), dim});
+  View rows = View::of(from.data, from.dtype, {batch, heads, room, dim}, from.device);
+  rows.stride = {heads * room * from.size(3), room * from.size(3), from.size(3), 1};
+  take_rows(to, rows, places, empty, context);
   return to;
 }
 
-/// The compact problem sees times (and buckets) instead of positions.
-Mask mask_of(const Side& q, const Side& k, const Rule& rule) {
-  const Order order = rule.order;
-  const Array q_time(q.times, "q_time"), k_time(k.times, "k_time");
-  Mask out = order == Order::none ? full() : mask([=](Expr s, Expr, Expr i, Expr j) {
-    return order == Order::causal ? k_time(s, j) <= q_time(s, i) : k_time(s, j) < q_time(s, i);
-  });
-  if (!rule.buckets) return out;
-  const Array q_bucket(q.buckets, "q_bucket"), k_bucket(k.buckets, "k_bucket");
-  return mask([=](Expr s, Expr, Expr i, Expr j) { return q_bucket(s, i) == k_bucket(s, j); }) &&
-         out;
+View on_device(const View& flags, const View& q, Tensor& keep, const Context& context) {
+  if (flags.device == q.device) return flags;
+  keep = cuda::to_device(flags, q.device, context);
+  return keep;
 }
 
 SparseForward run(const View& q,
                   const View& k,
                   const View& v,
-                  const Rule& rule,
+                  SparseRule rule,
                   const Options& options,
                   const Context& context) {
   check_inputs(q, k, v);
   check_flags(rule.buckets ? "q_bucket" : "q_keep", rule.q, q, !rule.buckets);
   check_flags(rule.buckets ? "k_bucket" : "k_keep", rule.k, k, !rule.buckets);
-  const Sizes z(q, k);
-  check_options(options, z, rule.order);
-  const std::int64_t origin =
-      options.align.value_or(Align::start) == Align::end ? z.k_len - z.q_len : 0;
-  const Side queries = collect(rule.q, z.group, rule.buckets, origin);
-  const Side keys = collect(rule.k, 1, rule.buckets, 0);
+  check_options(options, q, k, rule.order);
+  Tensor keep[2];
+  rule.q = on_device(rule.q, q, keep[0], context);
+  rule.k = on_device(rule.k, q, keep[1], context);
+  const bool at_end = options.align.value_or(Align::start) == Align::end;
   SparseForward f;
   f.options = options;
-  f.q_rows = queries.rows;
-  f.k_rows = keys.rows;
-  f.q_offsets = queries.offsets;
-  f.k_offsets = keys.offsets;
-  f.lse = allocate(context, cpu_device, DType::f32, {z.batch, z.heads, z.q_len});
-  std::fill_n(f.lse.ptr<float>(), f.lse.count(), -std::numeric_limits<float>::infinity());
   Options inner = options;
   inner.align = Align::start;
-  if (queries.longest > 0 && keys.longest > 0) inner.mask = mask_of(queries, keys, rule);
-  const Gathered rows({{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
-  f.compact = attention(
-      ragged(rows[0], f.q_offsets), ragged(rows[1], rows[2], f.k_offsets), inner, context);
-  f.o = scattered(f.compact.o, f.q_rows, q, context);
-  const auto* index = f.q_rows.ptr<std::int32_t>();
-  const auto* lse = f.compact.lse.ptr<float>();
-  for (std::int64_t i = 0; i < queries.total; ++i) f.lse.ptr<float>()[index[i]] = lse[i];
+  inner.mask = list_rows(f, rule, at_end ? k.size(2) - q.size(2) : 0, context);
+  if (!inner.scale) inner.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
+  const Gathered rows(k.size(1), {{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
+  f.compact = attention_with(f.plan, rows[0], dense(rows[1], rows[2]), inner, context);
+  f.o = scattered(f.compact.o, f.q_places, v.size(3), 0, context);
+  View lse = f.compact.lse;
+  lse.rank = 4;
+  lse.shape[3] = lse.stride[3] = 1;
+  f.lse = scattered(lse, f.q_places, 1, -std::numeric_limits<float>::infinity(), context);
+  static_cast<View&>(f.lse) =
+      View::of(f.lse.data, DType::f32, {q.size(0), q.size(1), q.size(2)}, q.device);
   return f;
 }
 
@@ -346,32 +226,34 @@ Gradients sparse_attention_backward(const View& dout,
                                     const SparseForward& f,
                                     const Context& context) {
   check_inputs(q, k, v);
-  if (!f.o || f.o.size(0) != q.size(0) || f.o.size(1) != q.size(1) || f.o.size(2) != q.size(2))
-    refuse("sparse attention: the forward is of O {}; Q is {}", f.o.describe(), q.describe());
-  // Rows are numbered over [batch, head, token]: those of other keys would lie elsewhere.
-  const auto* key_rows = f.k_rows.ptr<std::int32_t>();
-  for (std::int64_t i = 0; i < f.k_rows.size(0); ++i)
-    if (key_rows[i] >= k.size(0) * k.size(1) * k.size(2))
-      refuse("sparse attention: the forward met row {} of K, which is {} now",
-             key_rows[i],
-             k.describe());
-  bool same = dout.rank == 4 && dout.device == cpu_device && dout.step(3) == 1;
+  const auto as_listed = [](const View& x, const View& places) {
+    bool same = places.rank == 3 && places.device == x.device;
+    for (int axis = 0; same && axis < 3; ++axis) same = x.size(axis) == places.size(axis);
+    return same;
+  };
+  for (const auto& [name, x, places] : {std::tuple{"Q", &q, &f.q_places}, {"K", &k, &f.k_places}})
+    if (!as_listed(*x, *places))
+      refuse("sparse attention: {} is {} on {}; the forward listed rows of {} on {}",
+             name,
+             x->describe(),
+             to_string(x->device),
+             places->describe(),
+             to_string(places->device));
+  bool same = dout.rank == 4 && dout.device == q.device && dout.step(3) == 1;
   for (int axis = 0; same && axis < 4; ++axis) same = dout.size(axis) == f.o.size(axis);
   if (!same)
-    refuse("sparse attention: dO is {}; the shape of O, {}, is expected",
+    refuse("sparse attention: dO is {} on {}; the shape of O, {} on {}, is expected",
            dout.describe(),
-           f.o.describe());
-  const Gathered rows({{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}, {&dout, &f.q_rows}},
-                      context);
-  Gradients inner = attention_backward(ragged(rows[3], f.q_offsets),
-                                       ragged(rows[0], f.q_offsets),
-                                       ragged(rows[1], rows[2], f.k_offsets),
-                                       f.compact,
-                                       {},
-                                       context);
-  inner.q = scattered(inner.q, f.q_rows, q, context);
-  inner.k = scattered(inner.k, f.k_rows, k, context);
-  inner.v = scattered(inner.v, f.k_rows, v, context);
+           to_string(dout.device),
+           f.o.describe(),
+           to_string(q.device));
+  const Gathered rows(
+      k.size(1), {{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}, {&dout, &f.q_rows}}, context);
+  Gradients inner = attention_backward_with(
+      f.plan, rows[3], rows[0], dense(rows[1], rows[2]), f.compact, context);
+  inner.q = scattered(inner.q, f.q_places, q.size(3), 0, context);
+  inner.k = scattered(inner.k, f.k_places, k.size(3), 0, context);
+  inner.v = scattered(inner.v, f.k_places, v.size(3), 0, context);
   return inner;
 }
 

@@ -46,7 +46,8 @@ Support check_merge(const Spec& s) {
   return check_head("Dv", s.dv);
 }
 
-// Kept by the library that the context names.
+}  // namespace
+
 Modules& modules(const Context& context) {
   const auto state = backend_state(context, Backend::cuda, [] {
     return std::static_pointer_cast<void>(
@@ -54,8 +55,6 @@ Modules& modules(const Context& context) {
   });
   return *static_cast<Modules*>(state.get());
 }
-
-}  // namespace
 
 Support support_spec(const Spec& s, const Bounds& b) {
   if (s.op != Operation::forward && s.op != Operation::backward && s.op != Operation::merge)

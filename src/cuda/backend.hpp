@@ -11,6 +11,9 @@ namespace undivided::cuda {
 
 inline constexpr int oldest_arch = 80;  // compute capability 8.0: mma.sync for bf16, cp.async
 
+/// The kernels of the library that the context names.
+Modules& modules(const Context& context);
+
 /// First the machine (driver, device), then the spec.
 Support support(const Spec& spec, const Bounds& bounds, const Context& context);
 /// The spec alone, also where there is no GPU.

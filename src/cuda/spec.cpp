@@ -32,6 +32,10 @@ constexpr KindName kinds[] = {
     {KernelKind::init, "init", "init_max_logit", "combine"},
     {KernelKind::backward, "bwd", "backward_sm90", "backward_sm90"},
     {KernelKind::gather_dq, "dq", "gather_dq", "backward_sm90"},
+    {KernelKind::sort_rows, "sortrows", "sort_rows", "row_lists"},
+    {KernelKind::meet_rows, "meetrows", "meet_rows", "row_lists"},
+    {KernelKind::plan_rows, "planrows", "plan_rows", "row_lists"},
+    {KernelKind::take_rows, "takerows", "take_rows", "row_lists"},
 };
 constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
 constexpr const char* row_names[] = {"dense", "ragged"};
@@ -119,7 +123,12 @@ int KernelSpec::threads() const {
     case KernelKind::key_mass:
     case KernelKind::backward_kv:
       return tile_n() * 2;
+    case KernelKind::sort_rows:
+      return 1024;
     case KernelKind::sink_gradient:
+    case KernelKind::meet_rows:
+    case KernelKind::plan_rows:
+    case KernelKind::take_rows:
       return 256;
     default:
       return 128;
@@ -155,7 +164,12 @@ std::size_t KernelSpec::shared_memory() const {
 }
 
 KernelSpec canonical(KernelSpec s) {
-  const KernelSpec none;
+  KernelSpec none;
+  if (makes_lists(s.kind)) {
+    none.kind = s.kind;
+    none.arch = s.arch;
+    return none;
+  }
   const bool tiles = has_tiles(s.kind);
   if (!tiles) {
     s.mask = none.mask;
@@ -333,6 +347,19 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   const KindName& k = info(s.kind);
   std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), k.file);
   text += "namespace undivided::cuda {\n\n";
+  const auto entry = [&](const char* params, const char* arguments) {
+    return fmt::format(
+        "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
+        "    {}(const __grid_constant__ {} p) {{\n  {}{}(p);\n}}\n\n"
+        "}}  // namespace undivided::cuda\n",
+        s.threads(),
+        s.min_blocks(),
+        entry_name,
+        params,
+        k.function,
+        arguments);
+  };
+  if (makes_lists(s.kind)) return text + entry("ListParams", "");
   text += "struct Config {\n";
   text += fmt::format(
       "  using Element = {};\n  using Out = {};\n", device_type(s.dtype), device_type(s.out));
@@ -366,15 +393,7 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   text += "};\n\n";
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
-  text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
-      "    {}(const __grid_constant__ Params p) {{\n  {}<Config, Mask, Score>(p);\n}}\n\n"
-      "}}  // namespace undivided::cuda\n",
-      s.threads(),
-      s.min_blocks(),
-      entry_name,
-      k.function);
-  return text;
+  return text + entry("Params", "<Config, Mask, Score>");
 }
 
 long long rows_of(RowKind rows, const Params& p) {
@@ -409,6 +428,11 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       return (s.rows == RowKind::ragged ? 1 : batch) * p.q_tiles * p.heads;
     case KernelKind::init:
       return (batch * p.heads + 127) / 128;
+    case KernelKind::sort_rows:
+    case KernelKind::meet_rows:
+    case KernelKind::plan_rows:
+    case KernelKind::take_rows:
+      break;  // of ListParams: row_lists.cpp
   }
   return 0;
 }

@@ -25,7 +25,16 @@ enum class KernelKind : std::uint8_t {
   init,           // max_logit = -inf
   backward,       // family sm90: sums of dQ, and dK and dV, in one pass
   gather_dq,      // family sm90: the sums to dQ
+  sort_rows,      // sparse attention: lists of the rows that take part,
+  meet_rows,      // which of them meet,
+  plan_rows,      // the mask plan of that,
+  take_rows,      // and rows to and from their places
 };
+/// Kernels of row_lists.cuh: they read ListParams, and no field of a spec but the target.
+constexpr bool makes_lists(KernelKind k) {
+  return k == KernelKind::sort_rows || k == KernelKind::meet_rows || k == KernelKind::plan_rows ||
+         k == KernelKind::take_rows;
+}
 /// portable: mma.sync and cp.async, every target from sm_80. sm90: TMA and wgmma, sm_90a alone.
 enum class Family : std::uint8_t { portable, sm90 };
 enum class MaskKind : std::uint8_t { full, band, program, plan };

@@ -82,16 +82,12 @@ Array::Array(std::vector<float> values, std::string name)
   std::tie(state_->owner, state_->view) = owned(std::move(values), DType::f32);
 }
 
-Array::Array(Tensor data, std::string name)
-    : state_(std::make_shared<State>()), name_(std::move(name)) {
-  check_kind(data);
-  state_->view = data;
+Array::Array(Tensor data, std::string name, Range range)
+    : Array(static_cast<const View&>(data), std::move(name), range) {
   state_->owner = std::move(data.owner);
 }
 
-Array::Array(View data,
-             std::string name,
-             std::optional<std::pair<std::int64_t, std::int64_t>> range)
+Array::Array(View data, std::string name, Range range)
     : state_(std::make_shared<State>()), name_(std::move(name)) {
   check_kind(data);
   if (range && range->first > range->second)
