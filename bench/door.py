@@ -32,7 +32,7 @@ Options = struct("Options", ("mask", ctypes.c_char_p), ("score", ctypes.c_char_p
                  *pointers("q_origin", "k_origin"), ("scale", ctypes.c_double), *pointers("sink"),
                  ("dropout", ctypes.c_double), ("seed", ctypes.c_uint64),
                  *[(name, i32) for name in ("determinism", "out_dtype", "partial", "max_logit",
-                                            "key_mass", "backend", "compile_never", "threads")],
+                                            "key_mass", "inside", "backend", "compile_never", "threads")],
                  *pointers("stream", "mask_plan"))
 Outputs = struct("Outputs", *pointers("o", "lse", "max_logit", "key_mass"))
 Gradients = struct("Gradients", *pointers("q", "k", "v", "sink", "captured"), ("captured_count", size),

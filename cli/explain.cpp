@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "attention/execute.hpp"
 #include "cli/common.hpp"
 #include "cli/problem.hpp"
 #include "expr/program.hpp"
@@ -66,6 +67,7 @@ int run(const Flags& f) {
     dout.data = o;
     problem = resolve_backward(dout, p.q, p.kv, o, lse, p.options, {});
   }
+  problem.spec.mask_plan = makes_mask_plan(problem, context);  // as attend would
   const Plan chosen = plan(problem.spec, problem.bounds, device, context);
   if (f.json)
     fmt::print("{}\n", json_of(chosen.explanation()).dump());

@@ -15,6 +15,7 @@ namespace {
 
 const std::vector<std::string> backends{"auto", "reference", "cpu", "cuda"};
 const std::vector<std::string> determinisms{"fast", "reproducible", "invariant"};
+const std::vector<std::string> insides{"automatic", "bits", "program"};
 const std::vector<std::string> aligns{"start", "end"};
 const std::vector<std::string> precisions{"follow", "f32", "bf16", "f16", "i8/bf16", "i8/f32"};
 
@@ -56,6 +57,7 @@ void load_options(const ProblemFlags& flags, LoadedProblem& p) {
   o.seed = flags.seed;
   o.determinism =
       static_cast<Determinism>(choose("--determinism", flags.determinism, determinisms));
+  o.inside = static_cast<Inside>(choose("--inside", flags.inside, insides));
   o.precision = precision_of(flags.precision);
   if (flags.backend == "reference" && !o.precision.follow)
     refuse(fmt::format("--precision is {}; --backend reference computes in float64: leave it out",
@@ -122,6 +124,10 @@ void add_problem_flags(CLI::App& app, ProblemFlags& f) {
   app.add_option("--backend", f.backend, "auto (the CPU, where files are), reference, cpu, cuda");
   app.add_option("--threads", f.threads, "default: all cores");
   app.add_option("--determinism", f.determinism, "fast, reproducible, invariant");
+  app.add_option("--inside",
+                 f.inside,
+                 "what decides the pairs of a block that a mask keeps in part: automatic, bits of "
+                 "the mask plan, program");
 }
 
 Tensor read_named(const char* flag, const std::string& spec) {

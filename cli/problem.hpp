@@ -24,7 +24,7 @@ struct ProblemFlags {
   std::uint64_t seed = 0;
   std::string dtype, out_dtype, precision, k_mean;
   std::string q_offsets, k_offsets, page_table, prefix_table, lengths, q_lengths, k_lengths;
-  std::string backend = "auto", determinism = "fast";
+  std::string backend = "auto", determinism = "fast", inside = "automatic";
   int threads = 0;
 };
 void add_problem_flags(CLI::App& app, ProblemFlags& flags);

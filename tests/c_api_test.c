@@ -324,6 +324,28 @@ static void with_mask_plan(void) {
   memset(o, 0, sizeof o);
   CHECK(undivided_plan_run(plan, &out, &rows, &keys, NULL, room) == UNDIVIDED_OK);
   CHECK(worst(o, want, HQ * NQ * D) < 1e-5);
+  /* Claim: Partial blocks may ask the program instead; a plan and its classes must agree on it. */
+  undivided_plan_free(plan);
+  options.inside = UNDIVIDED_INSIDE_PROGRAM;
+  CHECK(undivided_plan_create(&plan, &rows, &keys, &options) == UNDIVIDED_OK);
+  CHECK(undivided_plan_run(plan, &out, &rows, &keys, NULL, room) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "decides Partial blocks by bits") != NULL);
+  undivided_plan_free(plan);
+  undivided_mask_plan* asked = NULL;
+  options.mask_plan = NULL;
+  CHECK(undivided_mask_plan_create(&asked, &rows, &keys, &options) == UNDIVIDED_OK);
+  options.mask_plan = asked;
+  CHECK(undivided_plan_create(&plan, &rows, &keys, &options) == UNDIVIDED_OK);
+  CHECK(strstr(undivided_plan_kernel(plan), "plan.inside") != NULL);
+  memset(o, 0, sizeof o);
+  CHECK(undivided_plan_run(plan, &out, &rows, &keys, NULL, room) == UNDIVIDED_OK);
+  CHECK(worst(o, want, HQ * NQ * D) < 1e-5);
+  options.mask_plan = NULL;
+  options.inside = UNDIVIDED_INSIDE_PROGRAM + 1;
+  CHECK(undivided_attention(&out, &rows, &keys, &options) == UNDIVIDED_INVALID_ARGUMENT);
+  CHECK(strstr(undivided_last_error(), "inside is 3; 0 to 2 is allowed") != NULL);
+  options.inside = UNDIVIDED_INSIDE_AUTOMATIC;
+  undivided_mask_plan_free(asked);
   undivided_plan_free(plan);
   options.mask_plan = NULL;
   CHECK(undivided_plan_create(&plan, &rows, &keys, &options) == UNDIVIDED_OK);

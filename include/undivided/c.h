@@ -105,6 +105,14 @@ typedef enum undivided_determinism {
   UNDIVIDED_INVARIANT = 2
 } undivided_determinism;
 
+/* What decides the pairs of a block that the mask keeps in part, where a mask plan is used: bits of
+ * the plan, or the mask's program. Automatic takes the program for masks by key columns. */
+typedef enum undivided_inside {
+  UNDIVIDED_INSIDE_AUTOMATIC = 0,
+  UNDIVIDED_INSIDE_BITS = 1,
+  UNDIVIDED_INSIDE_PROGRAM = 2
+} undivided_inside;
+
 typedef enum undivided_backend {
   UNDIVIDED_BACKEND_AUTO = 0,
   UNDIVIDED_BACKEND_REFERENCE = 1,
@@ -132,6 +140,7 @@ typedef struct undivided_options {
   int32_t partial;   /* not 0: float32 O and LSE without the sink, to be merged */
   int32_t max_logit; /* not 0: also the largest score, [batch, query heads] */
   int32_t key_mass;  /* not 0: also the sum of weights of each key */
+  int32_t inside;    /* undivided_inside */
   int32_t backend;
   int32_t compile_never; /* not 0: only kernels that are already compiled */
   int32_t threads;       /* 0: all cores */

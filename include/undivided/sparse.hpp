@@ -44,7 +44,7 @@ struct SparseForward {
   /// first .. end - 1.
   Tensor first, end;
   Forward compact;                       ///< of the dense problem of these rows
-  std::shared_ptr<const MaskPlan> plan;  ///< of its mask, on a device
+  std::shared_ptr<const MaskPlan> plan;  ///< of its mask
   Options options;                       ///< as asked for
 };
 

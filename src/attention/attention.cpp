@@ -60,15 +60,18 @@ Forward finish_shapes(Forward f, bool single) {
   return f;
 }
 
-/// Gradient buffers: Q, K, V like the inputs, float32 for sink and captures.
+/// Gradient buffers where none are given: Q, K, V like the inputs, float32 for sink and captures.
 Gradients make_gradients(Problem& p, const Context& context, bool oracle) {
   Gradients g;
   const DType dtype = oracle ? DType::f64 : p.spec.out_dtype;
   const DType sum = oracle ? DType::f64 : DType::f32;
   Args& a = p.args;
-  if (p.spec.want_dq) a.dq = g.q = allocate(context, p.device, dtype, shape_of(a.q.data));
-  if (p.spec.want_dk) a.dk = g.k = allocate(context, p.device, dtype, shape_of(a.kv.k));
-  if (p.spec.want_dv) a.dv = g.v = allocate(context, p.device, dtype, shape_of(a.kv.v));
+  const auto place = [&](bool wanted, View& at, Tensor& to, const View& like) {
+    if (wanted && !at) at = to = allocate(context, p.device, dtype, shape_of(like));
+  };
+  place(p.spec.want_dq, a.dq, g.q, a.q.data);
+  place(p.spec.want_dk, a.dk, g.k, a.kv.k);
+  place(p.spec.want_dv, a.dv, g.v, a.kv.v);
   if (p.spec.sink) a.dsink = g.sink = allocate(context, p.device, sum, {a.q.data.size(1)});
   if (!p.spec.captured) return g;
   const expr::Program& score = *p.spec.score;
@@ -166,9 +169,13 @@ Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_pl
                                   const Rows& q,
                                   const Kv& kv,
                                   const Forward& forward,
+                                  const std::array<View, 3>& into,
                                   const Context& context) {
   Problem p = resolve_backward(dout, q, kv, forward.o, forward.lse, forward.options, {});
   attach(p, mask_plan);
+  p.args.dq = into[0];
+  p.args.dk = into[1];
+  p.args.dv = into[2];
   return gradients_of(p, q, kv, context);
 }
 

@@ -10,10 +10,10 @@
 namespace undivided {
 namespace {
 
-/// A plan pays when a mask is not a band and there are enough queries to share it.
-bool wants_mask_plan(const Problem& p) {
-  return !p.args.mask->band.is_band && !p.args.mask->on_device &&
-         p.bounds.max_q_len > MaskPlan::block && p.bounds.batch > 0;
+std::vector<Sequence> sequences_of(const Problem& p) {
+  std::vector<Sequence> out;
+  for (std::int64_t b = 0; b < p.bounds.batch; ++b) out.push_back(sequence(p.spec, p.args, b));
+  return out;
 }
 
 bool here(const View& v) { return !v || v.device.kind == Device::Kind::cpu; }
@@ -33,35 +33,39 @@ Bounds rounded(const Bounds& bounds) {
           up(bounds.pages)};
 }
 
-std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& context) {
-  std::vector<Sequence> sequences;
-  std::vector<std::int64_t> key{query_heads(p.args), static_cast<std::int64_t>(p.spec.inside)};
-  for (std::int64_t b = 0; b < p.bounds.batch; ++b) {
-    const Sequence s = sequence(p.spec, p.args, b);
-    sequences.push_back(s);
-    key.insert(key.end(), {s.q_len, s.k_len, s.q_origin, s.k_origin});
-  }
-  return library_of(context).mask_plan(*p.args.mask, key, p.device, [&] {
-    Executor& executor = context.executor ? *context.executor : default_executor();
-    std::shared_ptr<MaskPlan> made =
-        make_mask_plan(*p.args.mask, query_heads(p.args), sequences, executor, p.spec.inside);
-    upload_plan(*made, p.device, context);
-    return made;
-  });
+std::shared_ptr<const MaskPlan> new_plan_of_mask(const Problem& p, const Context& context) {
+  Executor& executor = context.executor ? *context.executor : default_executor();
+  std::shared_ptr<MaskPlan> made =
+      make_mask_plan(*p.args.mask, query_heads(p.args), sequences_of(p), executor, p.spec.inside);
+  upload_plan(*made, p.device, context);
+  return made;
 }
 
-void add_mask_plan(Problem& problem, const Context& context) {
-  Args& args = problem.args;
-  bool lengths_here = true;
+std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& p, const Context& context) {
+  std::vector<std::int64_t> key{query_heads(p.args), static_cast<std::int64_t>(p.spec.inside)};
+  for (const Sequence& s : sequences_of(p))
+    key.insert(key.end(), {s.q_len, s.k_len, s.q_origin, s.k_origin});
+  return library_of(context).mask_plan(
+      *p.args.mask, key, p.device, [&] { return new_plan_of_mask(p, context); });
+}
+
+bool makes_mask_plan(const Problem& p, const Context& context) {
+  const Args& args = p.args;
   for (const View* v : {&args.q.offsets,
                         &args.q.lengths,
                         &args.kv.offsets,
                         &args.kv.lengths,
                         &args.q_origin,
                         &args.k_origin})
-    lengths_here &= here(*v);
-  if (!lengths_here || !wants_mask_plan(problem) || context.backend == Backend::reference) return;
-  args.mask_plan = plan_of_mask(problem, context);
+    if (!here(*v)) return false;
+  return !args.mask->band.is_band && !args.mask->on_device &&
+         p.bounds.max_q_len > MaskPlan::block && p.bounds.batch > 0 &&
+         context.backend != Backend::reference;
+}
+
+void add_mask_plan(Problem& problem, const Context& context) {
+  if (!makes_mask_plan(problem, context)) return;
+  problem.args.mask_plan = plan_of_mask(problem, context);
   problem.spec.mask_plan = true;
 }
 

@@ -3,6 +3,8 @@
 // run.
 #pragma once
 
+#include <array>
+
 #include "plan/library.hpp"
 #include "undivided/plan.hpp"
 
@@ -11,6 +13,10 @@ namespace undivided {
 /// Rounds each bound up to a power of two, so that a growing decode stays warm.
 Bounds rounded(const Bounds& bounds);
 
+/// Would the verbs make a mask plan? It pays when a mask is not a band and there are enough queries
+/// to share it; its arrays and the lengths must be on the host.
+bool makes_mask_plan(const Problem& problem, const Context& context);
+
 /// Attaches a mask plan where it pays.
 void add_mask_plan(Problem& problem, const Context& context);
 
@@ -18,7 +24,7 @@ void add_mask_plan(Problem& problem, const Context& context);
 void execute(Problem& problem, const Context& context);
 
 /// attention() and its backward with a mask plan that is already there; without one they may make
-/// one.
+/// one. Gradients of Q, K and V go to the views that are given.
 Forward attention_with(const std::shared_ptr<const MaskPlan>& mask_plan,
                        const Rows& q,
                        const Kv& kv,
@@ -29,6 +35,7 @@ Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_pl
                                   const Rows& q,
                                   const Kv& kv,
                                   const Forward& forward,
+                                  const std::array<View, 3>& into,
                                   const Context& context);
 
 /// Copies host lengths, offsets, tables, origins and captured arrays to the device of the data. The
@@ -44,5 +51,7 @@ void upload_plan(MaskPlan& plan, Device device, const Context& context);
 
 /// The mask plan of a problem whose lengths and arrays can be read. Cached by contents.
 std::shared_ptr<const MaskPlan> plan_of_mask(const Problem& problem, const Context& context);
+/// The same for contents that no other call will have: nothing is cached.
+std::shared_ptr<const MaskPlan> new_plan_of_mask(const Problem& problem, const Context& context);
 
 }  // namespace undivided

@@ -107,12 +107,13 @@ std::int64_t compact_dim(const View& x) {
 }
 
 /// Rows of several tensors [batch, head, token, dim] by their lists, as [batch * KV heads, heads of
-/// each, row, dim], in memory that the next call uses again.
+/// each, row, dim], in memory that the next call uses again; or only room for as many.
 class Gathered {
  public:
   struct Request {
     const View* from;
     const View* index;
+    bool fill = true;
   };
   Gathered(std::int64_t kv_heads, std::initializer_list<Request> requests, const Context& context)
       : room_(library_of(context), bytes(requests), requests.begin()->from->device, context) {
@@ -120,7 +121,7 @@ class Gathered {
     for (const Request& r : requests) {
       View dense = compact(r);
       dense.data = to;
-      take_rows(dense, *r.from, *r.index, 0, context);
+      if (r.fill) take_rows(dense, *r.from, *r.index, 0, context);
       to += aligned(dense);
       const std::int64_t group = dense.size(1) / kv_heads;
       views_.push_back(View::of(dense.data,
@@ -188,6 +189,10 @@ SparseForward run(const View& q,
   inner.mask = list_rows(f, rule, at_end ? k.size(2) - q.size(2) : 0, context);
   if (!inner.scale) inner.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   const Gathered rows(k.size(1), {{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
+  if (!f.plan) {
+    const Problem p = resolve(rows[0], dense(rows[1], rows[2]), inner);
+    if (makes_mask_plan(p, context)) f.plan = new_plan_of_mask(p, context);
+  }
   f.compact = attention_with(f.plan, rows[0], dense(rows[1], rows[2]), inner, context);
   f.o = scattered(f.compact.o, f.q_places, v.size(3), 0, context);
   View lse = f.compact.lse;
@@ -247,13 +252,25 @@ Gradients sparse_attention_backward(const View& dout,
            to_string(dout.device),
            f.o.describe(),
            to_string(q.device));
-  const Gathered rows(
-      k.size(1), {{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}, {&dout, &f.q_rows}}, context);
-  Gradients inner = attention_backward_with(
-      f.plan, rows[3], rows[0], dense(rows[1], rows[2]), f.compact, context);
-  inner.q = scattered(inner.q, f.q_places, q.size(3), 0, context);
-  inner.k = scattered(inner.k, f.k_places, k.size(3), 0, context);
-  inner.v = scattered(inner.v, f.k_places, v.size(3), 0, context);
+  const Gathered rows(k.size(1),
+                      {{&q, &f.q_rows},
+                       {&k, &f.k_rows},
+                       {&v, &f.k_rows},
+                       {&dout, &f.q_rows},
+                       {&q, &f.q_rows, false},
+                       {&k, &f.k_rows, false},
+                       {&v, &f.k_rows, false}},
+                      context);
+  Gradients inner = attention_backward_with(f.plan,
+                                            rows[3],
+                                            rows[0],
+                                            dense(rows[1], rows[2]),
+                                            f.compact,
+                                            {rows[4], rows[5], rows[6]},
+                                            context);
+  inner.q = scattered(rows[4], f.q_places, q.size(3), 0, context);
+  inner.k = scattered(rows[5], f.k_places, k.size(3), 0, context);
+  inner.v = scattered(rows[6], f.k_places, v.size(3), 0, context);
   return inner;
 }
 

@@ -160,6 +160,7 @@ Call::Call(const undivided_options* given) {
   options.partial = o.partial != 0;
   options.max_logit = o.max_logit != 0;
   options.key_mass = o.key_mass != 0;
+  options.inside = static_cast<Inside>(choice("inside", o.inside, UNDIVIDED_INSIDE_PROGRAM));
   context.backend = static_cast<Backend>(choice("backend", o.backend, UNDIVIDED_BACKEND_CUDA));
   context.compile = o.compile_never ? Compile::never : Compile::allowed;
   context.stream = o.stream;

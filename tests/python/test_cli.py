@@ -246,6 +246,27 @@ def test_dropout_repeats_by_seed(qkv):
     assert np.abs(np.load(one) - np.load(three)).max() > 0.01
 
 
+def test_inside_says_what_decides_single_pairs(tmp_path):
+    rng = np.random.default_rng(5)
+    q, k, v = (rng.standard_normal((2, 200, 16), dtype=np.float32) for _ in range(3))
+    end = rng.integers(0, 200, 200).astype(np.int32)
+    for name, value in dict(q=q, k=k, v=v, end=end).items():
+        np.save(tmp_path / f"{name}.npy", value)
+    keep = np.arange(200)[:, None] < end[None, :]
+    where = ("--mask", "q < end[k]", "--array", f"end={tmp_path / 'end.npy'}")
+    want, _ = softmax_attention(q, k, v, keep)
+    kernels = {}
+    for inside in ("automatic", "bits", "program"):
+        done(*flags(tmp_path), *where, "--inside", inside, "--out", tmp_path / "o.npy")
+        np.testing.assert_allclose(np.load(tmp_path / "o.npy"), want, atol=2e-5)
+        explain = ["explain", *flags(tmp_path)[1:], *where, "--inside", inside, "--json"]
+        kernels[inside] = json.loads(done(*explain).stdout)["kernel"]
+    assert ".plan.inside." in kernels["program"] and kernels["program"] == kernels["automatic"]
+    assert ".plan." in kernels["bits"] and ".inside." not in kernels["bits"]
+    message = refused(*flags(tmp_path), *where, "--inside", "program,", "--out", tmp_path / "o.npy")
+    assert "--inside is 'program,'; allowed: automatic, bits, program; nearest: program" in message
+
+
 def test_scores_of_int8_and_the_mean_of_k(qkv):
     folder, _, k, _ = qkv
     k = k + np.where(np.arange(16) % 4, 0, 20).astype(np.float32)
