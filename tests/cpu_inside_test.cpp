@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 
 #include "cpu_support.hpp"
 #include "flashmask_kinds.hpp"
@@ -24,7 +25,7 @@ void expect_same_bits(const char* what, const Tensor& a, const Tensor& b) {
 
 // Both ways through the verbs, beside each other.
 void expect_one_result(const Data& x, Options o) {
-  o.align = Align::start;
+  if (!o.align) o.align = Align::start;
   const auto both = [&](auto&& run) {
     o.inside = Inside::bits;
     auto a = run();
@@ -84,6 +85,34 @@ TEST_P(CpuInside, TracedMasksRowsWithoutKeysAndHeads) {
       o.key_mass = false;
       expect_one_result(x, o);
     }
+}
+
+TEST_P(CpuInside, MasksByColumnsOfEveryShape) {
+  std::vector<std::int32_t> a, b;
+  std::uint32_t state = 7;
+  for (int j = 0; j < 200; ++j)
+    for (std::vector<std::int32_t>* to : {&a, &b})
+      to->push_back(static_cast<std::int32_t>((state = state * 1664525u + 1013904223u) >> 16) %
+                    140);
+  a[3] = std::numeric_limits<std::int32_t>::min();
+  b[3] = std::numeric_limits<std::int32_t>::max();
+  const Captures captures{{Array(a, "a"), Array(b, "b")}, {}};
+  for (const char* text : {"a[k] < q || q == b[k]",
+                           "q != a[k]",
+                           "(q <= a[k]) == (k > 100)",
+                           "(q > a[k]) != (q >= b[k])",
+                           "k % 3 == 0 ? q < a[k] : b[k] <= q",
+                           "!(a[k] >= q) && head == 0",
+                           "a[k] > 70",
+                           "a[k] <= q && q < b[k]"}) {
+    SCOPED_TRACE(text);
+    Options o;
+    o.mask = Mask::parse(text, captures);
+    for (const Align align : {Align::start, Align::end}) {
+      o.align = align;
+      expect_one_result(data_of({.hq = 4, .hkv = 2, .nq = 140, .nk = 200}), o);
+    }
+  }
 }
 
 TEST_P(CpuInside, TheOracleAgrees) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "core/philox.hpp"
+#include "cpu/column_words.hpp"
 #include "cpu/isa.hpp"
 #include "undivided/error.hpp"
 
@@ -92,7 +93,9 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
         dots && dots->quantised && spec.dqk % 64 == 0 ? dots->quantised : &kernels->quantised;
   if (spec.op == Operation::forward && !quantised) decode = dots ? dots->decode : &kernels->decode;
   decode_most = dots ? kernels->width : kernels->width / 2;
-  mask = flatten(*spec.mask, {.diagonals = !packed});
+  // Packed lanes are no row of queries, of which a word would hold a stretch.
+  if (!packed && !band) columns = expr::column_tree(*spec.mask);
+  mask = flatten(*spec.mask, {.diagonals = !packed}, leaves_of(columns));
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
   if (spec.op == Operation::forward)

@@ -15,6 +15,7 @@ struct Setup {
   Bounds bounds;
   const Kernels* kernels = nullptr;
   FlatCode mask, score, gradient;
+  expr::ColumnTree columns;              // of the mask, where that gives its words
   bool band = false;                     // the mask has the shape of a band
   const Dots* dots = nullptr;            // products of bf16 pairs; else of float32
   const Quantised* quantised = nullptr;  // but those of Q and K of int8; null for other products

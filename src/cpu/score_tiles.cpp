@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "cpu/column_words.hpp"
+
 namespace undivided::cpu {
 
 ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
@@ -32,6 +34,8 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   runs = arena.take<PlanRuns>(subs);
   ranges = arena.take<RowRange>(subs);
   words = arena.take<std::uint64_t>(setup.mask.used ? subs * key_block : 0);
+  steps =
+      arena.take<std::uint64_t>(static_cast<std::int64_t>(setup.columns.steps.size()) * key_block);
   decode = Decode::Memory(arena, setup);
   mask = WorkerFiles::layout(arena, setup.mask, k, setup.subs());
   score = WorkerFiles::layout(arena, setup.score, k, setup.subs());
@@ -182,6 +186,10 @@ RowRange ScoreTiles::program_range(int sub) const {
   const Environment env = environment(sub, run_.mask);
   const Files files = memory_.mask.at(sub);
   std::uint64_t* words = memory_.words + std::int64_t{sub} * key_block;
+  if (const expr::ColumnTree& columns = run_.setup.columns; !columns.steps.empty()) {
+    column_words(columns, code, files, kernels_.width, env.q[0], rows_, memory_.steps, words);
+    return bits_range(sub, words, 0);
+  }
   code.run(kernels_, expr::Rate::diagonal, 0, 0, files, env);
   for (int r = 0; r < rows_; r += chunk_rows) {
     const int n = std::min(chunk_rows, rows_ - r);

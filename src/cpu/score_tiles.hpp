@@ -41,6 +41,7 @@ class ScoreTiles {
     PlanRuns* runs;
     RowRange* ranges;
     std::uint64_t* words;  // [sub-blocks][key_block]: what the mask program keeps
+    std::uint64_t* steps;  // [steps of the columns][key_block]
     WorkerFiles mask, score;
     Decode::Memory decode;
   };

@@ -66,4 +66,49 @@ ColumnForm by_columns(const Program& p) {
   return form;
 }
 
+ColumnTree column_tree(const Program& p) {
+  const ColumnForm form = by_columns(p);
+  ColumnTree tree;
+  if (form.leaves.empty()) return tree;
+  const auto mirrored = [](Op op) {
+    return op == Op::lt   ? Op::gt
+           : op == Op::le ? Op::ge
+           : op == Op::gt ? Op::lt
+           : op == Op::ge ? Op::le
+                          : op;
+  };
+  std::vector<std::int32_t> step_of(p.nodes.size(), -1);
+  auto leaf = form.leaves.begin();
+  for (std::size_t i = 0; i < p.nodes.size(); ++i) {
+    const Node& n = p.nodes[i];
+    ColumnTree::Step step{n.op, {-1, -1, -1}, -1};
+    if (leaf != form.leaves.end() && *leaf == static_cast<std::int32_t>(i)) {
+      ++leaf;
+      const auto is_query = [&](std::size_t side) {
+        return is_compare(n.op) && p.nodes[static_cast<std::size_t>(n.operand[side])].op == Op::q;
+      };
+      if (is_query(0)) {
+        step.node = n.operand[1];
+      } else if (is_query(1)) {
+        step.node = n.operand[0];
+        step.op = mirrored(n.op);
+      } else {
+        step.node = static_cast<std::int32_t>(i);
+        step.op = Op::constant;
+      }
+    } else {
+      bool whole = is_connective(p, n);
+      for (std::size_t j = 0; whole && j < 3 && n.operand[j] >= 0; ++j) {
+        step.from[j] = step_of[static_cast<std::size_t>(n.operand[j])];
+        whole = step.from[j] >= 0;
+      }
+      if (!whole) continue;  // inside a leaf
+    }
+    step_of[i] = static_cast<std::int32_t>(tree.steps.size());
+    tree.steps.push_back(step);
+  }
+  tree.steps.resize(static_cast<std::size_t>(step_of[static_cast<std::size_t>(p.roots[0])]) + 1);
+  return tree;
+}
+
 }  // namespace undivided::expr

@@ -180,6 +180,18 @@ struct ColumnForm {
 };
 inline constexpr std::size_t most_column_compares = 20;
 ColumnForm by_columns(const Program& p);
+/// The boolean tree of such a mask, operands before their readers and the root last; no steps: not
+/// of this form. A leaf compares q, on the left, with the value of `node`, which does not read q;
+/// or it is a constant: the condition `node`.
+struct ColumnTree {
+  struct Step {
+    Op op{};
+    std::array<std::int32_t, 3> from{-1, -1, -1};  // steps
+    std::int32_t node = -1;                        // of a leaf
+  };
+  std::vector<Step> steps;
+};
+ColumnTree column_tree(const Program& p);
 /// Is this node a connective of booleans (a node of the boolean tree and no leaf)?
 bool is_connective(const Program& p, const Node& node);
 

@@ -22,34 +22,14 @@ std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 class Stretches {
  public:
   Stretches(const BoundProgram& mask, const Sequence& s, std::int64_t batch, std::int64_t head)
-      : low_(s.q_origin), high_(s.q_origin + s.q_len), keys_(operands(*mask.program), mask.bound) {
-    const expr::Program& p = *mask.program;
-    const expr::ColumnForm form = expr::by_columns(p);
-    std::vector<std::int32_t> slot(p.nodes.size(), -1);
-    std::size_t leaf = 0;
-    for (std::size_t i = 0; i < p.nodes.size(); ++i) {
-      const expr::Node& n = p.nodes[i];
-      Step step{n.op, {}, false};
-      if (leaf < form.leaves.size() && form.leaves[leaf] == static_cast<std::int32_t>(i)) {
-        step.leaf = true;
-        step.from[0] = static_cast<std::int32_t>(leaf++);
-        if (!reads_query(p, n))
-          step.op = Op::constant;
-        else if (p.nodes[at(n.operand[1])].op == Op::q)
-          step.op = mirrored(n.op);
-      } else {
-        bool whole = expr::is_connective(p, n);
-        for (std::size_t j = 0; whole && j < 3 && n.operand[j] >= 0; ++j) {
-          step.from[j] = slot[at(n.operand[j])];
-          whole = step.from[j] >= 0;
-        }
-        if (!whole) continue;  // inside a leaf
-      }
-      slot[i] = static_cast<std::int32_t>(steps_.size());
-      steps_.push_back(step);
-    }
-    root_ = at(slot[at(p.roots[0])]);
-    values_.resize(steps_.size());
+      : low_(s.q_origin),
+        high_(s.q_origin + s.q_len),
+        steps_(expr::column_tree(*mask.program).steps),
+        keys_(operands(*mask.program, steps_), mask.bound),
+        values_(steps_.size()) {
+    std::int32_t leaves = 0;
+    for (Step& step : steps_)
+      if (is_leaf(step)) step.from[0] = leaves++;
     keys_.begin(batch, head, s.q_len, s.k_len);
   }
 
@@ -61,13 +41,13 @@ class Stretches {
     cuts_[0] = low_;
     count_ = 1;
     for (const Step& s : steps_) {
-      if (!s.leaf || s.op == Op::constant) continue;
+      if (!is_leaf(s) || s.op == Op::constant) continue;
       const std::int64_t t = value(s, lane);
       if (s.op != Op::le && s.op != Op::gt) cut(t);
       if (s.op != Op::lt && s.op != Op::ge) cut(t + 1);
     }
     for (std::size_t i = 0; i < steps_.size(); ++i) values_[i] = bits(steps_[i], lane);
-    const std::uint64_t kept = values_[root_];
+    const std::uint64_t kept = values_.back();
     for (int i = 0; i < count_;) {
       const bool keep = kept >> i & 1;
       int next = i + 1;
@@ -78,36 +58,17 @@ class Stretches {
   }
 
  private:
-  struct Step {
-    Op op{};
-    std::array<std::int32_t, 3> from{};  // of a leaf: its root of keys_
-    bool leaf = false;
-  };
+  using Step = expr::ColumnTree::Step;  // from[0] of a leaf: its root of keys_
+  static bool is_leaf(const Step& s) { return s.node >= 0; }
   static constexpr int most = 2 * static_cast<int>(expr::most_column_compares) + 1;
   static_assert(most < 64);
 
-  static bool reads_query(const expr::Program& p, const expr::Node& n) {
-    return expr::is_compare(n.op) &&
-           (p.nodes[at(n.operand[0])].op == Op::q || p.nodes[at(n.operand[1])].op == Op::q);
-  }
-  static Op mirrored(Op op) {
-    return op == Op::lt   ? Op::gt
-           : op == Op::le ? Op::ge
-           : op == Op::gt ? Op::lt
-           : op == Op::ge ? Op::le
-                          : op;
-  }
-  /// What the leaves compare q with, and the leaves that do not read it.
-  static expr::Program operands(const expr::Program& p) {
+  /// What the leaves read of a key.
+  static expr::Program operands(const expr::Program& p, const std::vector<Step>& steps) {
     expr::Program out = p;
     out.roots.clear();
-    for (const std::int32_t leaf : expr::by_columns(p).leaves) {
-      const expr::Node& n = p.nodes[at(leaf)];
-      const bool query = reads_query(p, n);
-      out.roots.push_back(!query                                  ? leaf
-                          : p.nodes[at(n.operand[0])].op == Op::q ? n.operand[1]
-                                                                  : n.operand[0]);
-    }
+    for (const Step& s : steps)
+      if (is_leaf(s)) out.roots.push_back(s.node);
     return expr::compact(out, nullptr, true);
   }
 
@@ -129,7 +90,7 @@ class Stretches {
   }
   std::uint64_t bits(const Step& s, int lane) {
     const auto of = [&](std::size_t i) { return values_[at(s.from[i])]; };
-    if (s.leaf) {
+    if (is_leaf(s)) {
       const std::int64_t t = value(s, lane);
       switch (s.op) {
         case Op::constant:
@@ -165,10 +126,9 @@ class Stretches {
   }
 
   std::int64_t low_, high_;
-  RowEvaluator keys_;
   std::vector<Step> steps_;
+  RowEvaluator keys_;
   std::vector<std::uint64_t> values_;
-  std::size_t root_ = 0;
   std::int64_t cuts_[most + 1] = {};
   int count_ = 0;
 };
