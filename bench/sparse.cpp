@@ -17,6 +17,7 @@
 #include "cpu/isa.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/memory.hpp"
+#include "sparse_rows.hpp"
 #include "timed_plan.hpp"
 #include "undivided/undivided.hpp"
 
@@ -34,38 +35,6 @@ struct Setting {
 
 Tensor placed(Tensor t, const Setting& s) {
   return s.device.kind == Device::Kind::cpu ? t : cuda::to_device(t, s.device, s.context);
-}
-
-/// Numbers in [0, most), the same for each run.
-Tensor draw(std::int64_t heads, std::int64_t n, std::uint64_t most, std::uint64_t seed) {
-  const Tensor t = Tensor::empty(DType::i32, {1, heads, n});
-  for (std::int64_t i = 0; i < t.count(); ++i) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    t.ptr<std::int32_t>()[i] = static_cast<std::int32_t>((seed >> 33) % most);
-  }
-  return t;
-}
-
-/// The share of the causal pairs that meet.
-double share_of(const Tensor& q, const Tensor& k, bool buckets) {
-  double kept = 0;
-  const std::int64_t heads = q.size(1), n = q.size(2);
-  for (std::int64_t h = 0; h < heads; ++h) {
-    std::vector<double> seen(64, 0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const auto a = static_cast<std::size_t>(q.ptr<std::int32_t>()[h * n + i]),
-                 b = static_cast<std::size_t>(k.ptr<std::int32_t>()[h * n + i]);
-      if (buckets) {
-        kept += seen[a];
-        ++seen[b];
-      } else {
-        seen[0] += static_cast<double>(b);
-        if (a != 0) kept += seen[0];
-      }
-    }
-  }
-  const auto tokens = static_cast<double>(n);
-  return kept / (static_cast<double>(heads) * tokens * (tokens + 1) / 2);
 }
 
 double seconds_of(const Setting& s, const std::function<void()>& work) {
@@ -129,13 +98,12 @@ int main(int count, char** arguments) {
     for (const std::int64_t n : {8192, 16384})
       for (const int step : {0, 1, 2, 3}) {
         const int percent[] = {25, 50, 75, 90}, counts[] = {2, 4, 8, 16};
-        Tensor on_q = draw(s.heads, n, buckets ? static_cast<std::uint64_t>(counts[step]) : 100, 5);
-        Tensor on_k = buckets ? on_q : draw(s.heads, n, 100, 6);
+        Tensor on_q =
+            bench::draw(s.heads, n, buckets ? static_cast<std::uint64_t>(counts[step]) : 100, 5);
+        Tensor on_k = buckets ? on_q : bench::draw(s.heads, n, 100, 6);
         if (!buckets)
-          for (Tensor* t : {&on_q, &on_k})
-            for (std::int64_t i = 0; i < t->count(); ++i)
-              t->ptr<std::int32_t>()[i] = t->ptr<std::int32_t>()[i] >= percent[step];
-        const double share = share_of(on_q, on_k, buckets);
+          for (Tensor* t : {&on_q, &on_k}) bench::keep_from(*t, percent[step]);
+        const double share = bench::share_of(on_q, on_k, buckets);
         const Tensor a = placed(on_q, s), b = placed(on_k, s);
         const Times t = buckets ? measure(s, n, HashSparse{a, b}) : measure(s, n, QkSparse{a, b});
         const auto gain = [&](int d) { return t.dense[d] / t.sparse[d]; };

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "bench/sparse_rows.hpp"
 #include "core/generator.hpp"
 #include "papers/page.hpp"
 #include "undivided/undivided.hpp"
@@ -14,37 +15,6 @@ namespace undivided::papers {
 namespace {
 
 constexpr std::int64_t heads = 2, dim = 64;
-
-/// Numbers in [0, most), the same for each run.
-Tensor draw(std::int64_t n, std::uint64_t most, std::uint64_t seed) {
-  const Tensor t = Tensor::empty(DType::i32, {1, heads, n});
-  for (std::int64_t i = 0; i < t.count(); ++i) {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    t.ptr<std::int32_t>()[i] = static_cast<std::int32_t>((seed >> 33) % most);
-  }
-  return t;
-}
-
-/// The share of the causal pairs that meet.
-double share_of(const Tensor& q, const Tensor& k, std::int64_t n, bool buckets) {
-  double kept = 0;
-  for (std::int64_t h = 0; h < heads; ++h) {
-    std::vector<double> seen(64, 0);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const auto a = static_cast<std::size_t>(q.ptr<std::int32_t>()[h * n + i]),
-                 b = static_cast<std::size_t>(k.ptr<std::int32_t>()[h * n + i]);
-      if (buckets) {
-        kept += seen[a];
-        ++seen[b];
-      } else {
-        seen[0] += static_cast<double>(b);
-        if (a != 0) kept += seen[0];
-      }
-    }
-  }
-  const auto tokens = static_cast<double>(n);
-  return kept / (static_cast<double>(heads) * tokens * (tokens + 1) / 2);
-}
 
 struct Times {
   double dense[2] = {1e300, 1e300}, sparse[2] = {1e300, 1e300};  // forward, backward
@@ -99,14 +69,14 @@ Page sparse_time() {
       for (const int step : {0, 1, 2, 3}) {
         const int percent[] = {25, 50, 75, 90}, counts[] = {2, 4, 8, 16};
         const double dropped = buckets ? 1 - 1. / counts[step] : percent[step] / 100.;
-        Tensor on_q = draw(n, buckets ? static_cast<std::uint64_t>(counts[step]) : 100, 5);
-        Tensor on_k = buckets ? on_q : draw(n, 100, 6);
-        for (Tensor* t : {&on_q, &on_k})
-          for (std::int64_t i = 0; i < t->count() && !buckets; ++i)
-            t->ptr<std::int32_t>()[i] = t->ptr<std::int32_t>()[i] >= percent[step];
+        Tensor on_q =
+            bench::draw(heads, n, buckets ? static_cast<std::uint64_t>(counts[step]) : 100, 5);
+        Tensor on_k = buckets ? on_q : bench::draw(heads, n, 100, 6);
+        if (!buckets)
+          for (Tensor* t : {&on_q, &on_k}) bench::keep_from(*t, percent[step]);
         const Times t =
             buckets ? measure(n, HashSparse{on_q, on_k}) : measure(n, QkSparse{on_q, on_k});
-        const double share = share_of(on_q, on_k, n, buckets);
+        const double share = bench::share_of(on_q, on_k, buckets);
         const auto gain = [&](int d) { return t.dense[d] / t.sparse[d]; };
         page.rows.push_back(
             {form,
