@@ -50,7 +50,6 @@ struct Data {
     Options options;
     options.mask = mask;
     options.align = Align::start;
-    options.out_dtype = DType::f32;
     const Forward want = attention(q, k, v, options);
     const Gradients slopes = attention_backward(dout, q, k, v, want);
     // Automatic is the program for masks by columns; others would compile a kernel each.

@@ -107,8 +107,8 @@ void expect_sparse(const SparseCase& s) {
     const Tensor as = s.boolean ? converted(t, DType::boolean) : t;
     return s.flags_on_host ? as : there(as);
   };
-  const Tensor tq = there(q), tk = there(k), tv = there(v), td = there(dout), fq = flags(on_q),
-               fk = flags(on_k);
+  const Tensor tq = there(q), tk = there(k), tv = there(v), td = there(converted(dout, s.out)),
+               fq = flags(on_q), fk = flags(on_k);
   options.align = c.align;
   options.out_dtype = s.out;
   const SparseForward f = s.buckets
