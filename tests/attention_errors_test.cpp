@@ -417,6 +417,31 @@ TEST(PlanRefusal, RunRefusesWhatThePlanWasNotMadeFor) {
   refused([](Args& a) { a.mask = nullptr; }, "mask and score are not bound");
 }
 
+TEST(PlanRefusal, ElementsOfCapturedGradientsHaveABound) {
+  Call c;
+  c.options.score = alibi(Array(std::vector<float>(4, 0.5f), "slope"));
+  c.options.align = Align::start;
+  const Tensor o = zeros({2, 4, 6, 8}), lse = zeros({2, 4, 6}), d = zeros({4});
+  Problem p = resolve_backward(o, c.q, c.kv, o, lse, c.options, {});
+  EXPECT_EQ(p.bounds.captured, 4);
+  const Tensor dq = zeros({2, 4, 6, 8}), dk = zeros({2, 2, 7, 8}), dv = zeros({2, 2, 7, 8});
+  p.args.dq = dq, p.args.dk = dk, p.args.dv = dv;
+  p.args.d_arrays = {d};
+  Bounds small = p.bounds;
+  small.captured = 3;
+  const Plan made = plan(p.spec, small);
+  std::vector<std::byte> room(made.workspace() + 256);
+  try {
+    made.run(p.args, room.data());
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("elements of captured gradients is 4; this plan was made "
+                                         "for at most 3"),
+              std::string::npos)
+        << e.what();
+  }
+}
+
 TEST(MergeRefusal, PartialsMustFit) {
   const Partial a{zeros({1, 2, 3, 4}), zeros({1, 2, 3})}, b{zeros({1, 2, 5, 4}), zeros({1, 2, 5})};
   const auto says = [](auto&& call, const char* what) {

@@ -169,6 +169,61 @@ TEST_F(CudaRun, TheBackwardZeroesWhatItAddsTo) {
   EXPECT_EQ(a.o_type, element_bf16);
 }
 
+TEST_F(CudaRun, OrderedCapturedGradientsTakeTwoPassesAndSumsInTheWorkspace) {
+  const Array slope(std::vector<float>(8, 0.5f), "slope");
+  const Array table(Tensor::zeros(DType::f32, {8, 32}), "table");
+  const Param gain("gain", 0.5);
+  const Score s = score([=](auto x, auto, auto h, auto q, auto k) {
+    return x + slope[h] * k + Expr(gain) * table(h, clamp(q - k, 0, 31));
+  });
+  Options options{.score = s, .align = Align::start};
+  options.determinism = Determinism::reproducible;
+  const Problem f = problem(options);
+  Problem p = resolve_backward(Rows(there(DType::bf16, {2, 8, 300, 64}, 0x70000)),
+                               f.args.q,
+                               f.args.kv,
+                               f.args.o,
+                               f.args.lse,
+                               options,
+                               {});
+  EXPECT_EQ(p.bounds.captured, 8 + 8 * 32);
+  p.args.dq = there(DType::bf16, {2, 8, 300, 64}, 0x80000);
+  p.args.dk = there(DType::bf16, {2, 2, 300, 64}, 0x90000);
+  p.args.dv = there(DType::bf16, {2, 2, 300, 64}, 0xa0000);
+  View transposed = there(DType::f32, {32, 8}, 0xc0000);
+  std::swap(transposed.shape[0], transposed.shape[1]);
+  std::swap(transposed.stride[0], transposed.stride[1]);
+  p.args.d_arrays = {there(DType::f32, {8}, 0xb0000), transposed};
+  p.args.d_params =
+      there(DType::f32, {static_cast<std::int64_t>(p.spec.score->params.size())}, 0xd0000);
+  auto moved = std::make_shared<BoundProgram>(*p.args.score);
+  moved->on_device = true;
+  p.args.score = moved;
+  const auto plan = prepared(p);
+  const std::size_t sums = 8 + 8 * 32 + p.spec.score->params.size(), delta = 2 * 8 * 300 * 4;
+  EXPECT_GE(plan->workspace(), delta + sums * 8);
+  EXPECT_EQ(plan->explanation.determinism.rfind("reproducible", 0), 0u);
+  std::vector<std::byte> workspace(plan->workspace());
+  plan->run(p.args, workspace.data(), {});
+  const auto& launches = fake::state().launches;
+  ASSERT_EQ(launches.size(), 5u);  // preprocess, largest terms, dq, round, dk and dv
+  const Params& a = launched(2).params;
+  auto* base = static_cast<long long*>(a.d_sums[0].data);
+  EXPECT_EQ(reinterpret_cast<std::byte*>(base), workspace.data() + (delta + 255) / 256 * 256);
+  EXPECT_EQ(a.d_sums[1].data, base + 8);
+  EXPECT_EQ(a.d_sums[1].stride[0], 32);  // dense, whatever the gradient's strides
+  EXPECT_EQ(a.d_sums[1].stride[1], 1);
+  EXPECT_EQ(a.d_sums[1].shape[2], 1);  // an index past the rank is clamped to 0
+  EXPECT_EQ(a.d_arrays[1].stride[0], 1);
+  EXPECT_EQ(a.d_arrays[1].stride[1], 8);
+  EXPECT_EQ(a.d_param_sums, base + 8 + 256);
+  EXPECT_EQ(a.sums, static_cast<long long>(sums));
+  EXPECT_EQ(a.term_bits, 40);  // 2 * 8 * 300 * 300 pairs would leave 41
+  EXPECT_EQ(launched(3).blocks, 2u);
+  const auto& zeroed = fake::state().zeroed;
+  EXPECT_EQ(zeroed.back(), (std::pair{reinterpret_cast<DevicePtr>(base), sums * 8}));
+}
+
 TEST_F(CudaRun, AMergeTakesFloat32) {
   Spec s;
   s.op = Operation::merge;
@@ -256,12 +311,19 @@ TEST(CudaSupport, RefusesByNameWithTheNearestLegalChoice) {
               s.precision = {DType::e4m3, DType::e4m3, false};
             }).find("qk e4m3"),
             std::string::npos);
-  EXPECT_NE(refused([](Spec& s, Bounds&) {
-              s.op = Operation::backward;
-              s.captured = true;
-              s.determinism = Determinism::reproducible;
-            }).find("atomics"),
-            std::string::npos);
+  const auto captured = [](Determinism d, std::int64_t length) {
+    return [=](Spec& s, Bounds& b) {
+      s.op = Operation::backward;
+      s.captured = true;
+      s.determinism = d;
+      b.max_q_len = b.max_k_len = length;
+    };
+  };
+  EXPECT_EQ(refused(captured(Determinism::invariant, 1 << 18)), "supported");  // 2^40 pairs
+  EXPECT_EQ(refused(captured(Determinism::reproducible, 1 << 19)),
+            "too many pairs for ordered gradients of captured arrays | 2^40 pairs at the bounds; "
+            "the nearest is determinism fast | 8388608 query rows of all heads, 524288 keys");
+  EXPECT_EQ(refused(captured(Determinism::fast, 1 << 19)), "supported");
   EXPECT_NE(refused([](Spec&, Bounds& b) { b.batch = std::int64_t{1} << 31; }).find("too large"),
             std::string::npos);
 }

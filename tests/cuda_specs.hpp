@@ -47,7 +47,7 @@ inline Policies policies_for(const KernelSpec& k) {
                  k.kind == KernelKind::backward_kv
              ? Operation::backward
              : Operation::forward;
-  s.captured = k.captured;
+  s.captured = k.capture != Capture::none;
   s.mask = lifted(k.asks_program() ? rich_mask().program() : full().program());
   s.score = lifted(k.score ? rich_score().program() : identity().program());
   return policies_of(s);
@@ -66,7 +66,7 @@ inline std::vector<Sample> covering_set() {
     state = state * 1664525u + 1013904223u;
     return (state >> 16) % n;
   };
-  const auto add = [&](KernelKind kind, int d, unsigned i) {
+  const auto add = [&](KernelKind kind, int d, unsigned i, Capture capture = Capture::none) {
     KernelSpec k;
     k.kind = kind;
     k.arch = archs[i % 5];
@@ -83,7 +83,8 @@ inline std::vector<Sample> covering_set() {
     k.aligned = pick(4) != 0;
     k.packed = k.mask != MaskKind::plan && pick(2) == 0;
     k.split = pick(3) == 0;
-    k.captured = k.score && pick(2) == 0;
+    k.capture = capture;
+    k.score |= capture != Capture::none;
     k.wide_dout = pick(3) == 0;
     k = canonical(k);
     out.push_back({k, policies_for(k)});
@@ -92,11 +93,15 @@ inline std::vector<Sample> covering_set() {
   for (int round = 0; round < 2; ++round)
     for (const int d : dims) add(KernelKind::forward, d, i++);
   for (const int d : dims) add(KernelKind::backward_q, d, i++);
+  for (const Capture capture : {Capture::atomic, Capture::largest, Capture::sums})
+    for (const int d : {40, 128, 256, 512}) add(KernelKind::backward_q, d, i++, capture);
   for (const int d : dims) add(KernelKind::backward_kv, d, i++);
   for (const int d : {8, 64, 128, 512}) add(KernelKind::key_mass, d, i++);
   for (const KernelKind kind : {KernelKind::combine, KernelKind::merge, KernelKind::preprocess})
     for (const int d : {40, 64, 128, 512}) add(kind, d, i++);
-  for (const KernelKind kind : {KernelKind::sink_gradient, KernelKind::init}) add(kind, 64, i++);
+  for (const KernelKind kind :
+       {KernelKind::sink_gradient, KernelKind::init, KernelKind::round_sums})
+    add(kind, 64, i++);
   for (const KernelKind kind :
        {KernelKind::sort_rows, KernelKind::meet_rows, KernelKind::plan_rows, KernelKind::take_rows})
     add(kind, 64, i++);

@@ -62,6 +62,7 @@ std::string describe(const Spec& spec);  ///< one line
 struct Bounds {
   std::int64_t batch = 0, kv_heads = 0, total_q = 0, total_k = 0, max_q_len = 0, max_k_len = 0,
                pages = 0;
+  std::int64_t captured = 0;  ///< a backward: elements of Args::d_arrays, all together
   friend bool operator==(const Bounds&, const Bounds&) = default;
 };
 

@@ -30,7 +30,8 @@ Bounds rounded(const Bounds& bounds) {
           up(bounds.total_k),
           up(bounds.max_q_len),
           up(bounds.max_k_len),
-          up(bounds.pages)};
+          up(bounds.pages),
+          up(bounds.captured)};
 }
 
 std::shared_ptr<const MaskPlan> new_plan_of_mask(const Problem& p, const Context& context) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "cuda/choose.hpp"
 #include "expr/program.hpp"
 #include "undivided/error.hpp"
 
@@ -93,10 +94,13 @@ Support support_spec(const Spec& s, const Bounds& b) {
     return Support::no("gradients of a page that two sequences share cannot be summed on CUDA",
                        "pages of one sequence each, or no gradients of K and V",
                        "shared pages");
-  if (s.op == Operation::backward && s.captured && s.determinism != Determinism::fast)
-    return Support::no("gradients of captured arrays are added by atomics on CUDA",
-                       "determinism fast, or no gradients of captured arrays",
-                       s.determinism == Determinism::invariant ? "invariant" : "reproducible");
+  // More terms could leave the 64 bits of a sum (device/captured.cuh).
+  if (s.op == Operation::backward && s.captured && s.determinism != Determinism::fast &&
+      term_bits(s, b) < fewest_term_bits)
+    return Support::no(
+        "too many pairs for ordered gradients of captured arrays",
+        "2^40 pairs at the bounds; the nearest is determinism fast",
+        fmt::format("{} query rows of all heads, {} keys", query_rows(s, b), b.max_k_len));
   return Support::yes();
 }
 

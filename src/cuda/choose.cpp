@@ -3,6 +3,7 @@
 #include "cuda/choose.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cuda/emit.hpp"
 #include "cuda/tuning.hpp"
@@ -39,10 +40,6 @@ KernelSpec base(const Spec& spec, KernelKind kind) {
 }
 
 std::int64_t heads_of(const Spec& s, const Bounds& b) { return b.kv_heads * s.group; }
-std::int64_t query_rows(const Spec& s, const Bounds& b) {
-  return heads_of(s, b) * (s.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len);
-}
-
 void choose_splits(
     const Spec& s, const Bounds& b, const DeviceInfo& device, KernelSpec& k, Choice& c) {
   if (s.determinism == Determinism::invariant || b.max_k_len < 2 * fewest_split_keys) return;
@@ -138,16 +135,23 @@ void choose_forward(
 void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, Choice& c) {
   c.kernels.push_back(base(s, KernelKind::preprocess));
   KernelSpec whole = base(s, KernelKind::backward);
-  whole.captured = s.captured && whole.score;
+  const bool captured = s.captured && whole.score, ordered = s.determinism != Determinism::fast;
+  if (captured) whole.capture = ordered ? Capture::sums : Capture::atomic;
   if (preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90)) {
     c.kernels.push_back(whole);
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
     c.dq_sum = 0;
   } else {
-    if (s.want_dq || s.captured) {
+    if (s.want_dq || captured) {
       KernelSpec k = base(s, KernelKind::backward_q);
-      k.captured = s.captured && k.score;
+      if (captured && ordered) {
+        k.capture = Capture::largest;
+        c.kernels.push_back(k);
+        c.sums = 0;
+      }
+      k.capture = whole.capture;
       c.kernels.push_back(k);
+      if (c.sums == 0) c.kernels.push_back(base(s, KernelKind::round_sums));
     }
     if (s.want_dk || s.want_dv) c.kernels.push_back(base(s, KernelKind::backward_kv));
   }
@@ -155,6 +159,17 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
 }
 
 }  // namespace
+
+std::int64_t query_rows(const Spec& s, const Bounds& b) {
+  return heads_of(s, b) * (s.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len);
+}
+
+int term_bits(const Spec& s, const Bounds& b) {
+  const double pairs = static_cast<double>(query_rows(s, b)) * static_cast<double>(b.max_k_len);
+  const int room = 62 - static_cast<int>(std::ceil(std::log2(std::max(1.0, pairs))));
+  const bool fixed = s.determinism == Determinism::invariant;
+  return std::min(room, fixed ? fewest_term_bits : most_term_bits);
+}
 
 Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, Family preferred) {
   Choice c;
@@ -182,6 +197,8 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counter of tasks
     if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles);
   }
+  if (c.sums >= 0) c.term_bits = term_bits(spec, bounds);
+  if (c.sums >= 0) c.sums = take(2 * (bounds.captured + std::ssize(spec.score->params)));
   if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);
   return c;
 }

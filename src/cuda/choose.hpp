@@ -22,6 +22,8 @@ struct Choice {
   std::int64_t dq_sum = -1;    // sm90: sums of dQ,
   std::int64_t dq_turns = -1;  // and where their order is kept
   KernelSpec whole_backward;   // sm90: the kernel that makes those sums
+  std::int64_t sums = -1;      // ordered gradients of captured arrays, in fixed point,
+  int term_bits = 0;           // and the bits of a term
   std::int64_t rows = 0;       // of query rows times heads at the bounds
   std::size_t workspace = 0;
   const char* not_sm90 = nullptr;  // why a preferred sm90 kernel was not taken
@@ -33,6 +35,11 @@ Choice choose(const Spec& spec,
               const DeviceInfo& device,
               Family preferred = Family::portable);
 
+/// Query rows of all heads at the bounds.
+std::int64_t query_rows(const Spec& spec, const Bounds& bounds);
+/// Bits of a term in fixed point, at these bounds: below fewest_term_bits there is no room for the
+/// terms. `invariant`: the same at all bounds.
+int term_bits(const Spec& spec, const Bounds& bounds);
 /// Query-key pairs at the bounds; a band is counted exactly.
 double kept_pairs(const Spec& spec, const Bounds& bounds);
 double flops(const Spec& spec, const Bounds& bounds);

@@ -91,17 +91,16 @@ std::string capture_text(const expr::Gradient& gradient) {
       program.roots.push_back(node);
     }
     last +=
-        fmt::format("add_f32(p.d_arrays[{}], g * out{}, live{});\n    ", term.slot, root, index);
+        fmt::format("add_captured<how>(p, {}, g * out{}, live{});\n    ", term.slot, root, index);
   }
-  return function(
-      fmt::format(
-          "static __device__ void capture({}, float distance, float score, float g, bool live, "
-          "float (&sums)[params])",
-          arguments),
-      "ScoreArrays",
-      "score",
-      program,
-      last);
+  return function(fmt::format("template <Capture how>\n  static __device__ void capture({}, float "
+                              "distance, float score, float g, bool live, "
+                              "float (&sums)[params])",
+                              arguments),
+                  "ScoreArrays",
+                  "score",
+                  program,
+                  last);
 }
 
 std::string score_text(const expr::Program& program, bool backward, bool captured) {

@@ -248,6 +248,25 @@ void fill_backward(const Spec& spec, const Args& a, Params& p) {
   if (a.d_params) p.d_params = static_cast<float*>(a.d_params.data);
 }
 
+void fill_sums(const Spec& spec, long long* sums, Params& p) {
+  for (ArrayRef& to : p.d_arrays) {
+    if (!to.data) continue;
+    ArrayRef& from = p.d_sums[&to - p.d_arrays];
+    from = to;
+    from.data = sums + p.sums;
+    long long count = 1;
+    for (int axis = 3; axis >= 0; --axis) {
+      from.shape[axis] = std::max(to.shape[axis], 1);
+      from.stride[axis] = count;
+      count *= from.shape[axis];
+    }
+    p.sums += count;
+  }
+  if (!p.d_params) return;
+  p.d_param_sums = sums + p.sums;
+  p.sums += std::ssize(spec.score->params);
+}
+
 void fill_merge(const Spec& spec, const Args& a, Params& p) {
   const bool ragged = spec.rows == RowKind::ragged;
   p.heads = p.kv_heads = to_int(a.a_o.size(1));

@@ -15,6 +15,8 @@ namespace undivided::cuda {
 /// kernel may see, such as arrays that are still on the host.
 void fill_problem(const Spec& spec, const Bounds& bounds, const Args& args, Params& p);
 void fill_backward(const Spec& spec, const Args& args, Params& p);
+/// Lays out the sums of captured gradients, in elements: p.d_sums, p.d_param_sums, p.sums.
+void fill_sums(const Spec& spec, long long* sums, Params& p);
 void fill_merge(const Spec& spec, const Args& args, Params& p);
 /// The arrays of the mask plan on the device.
 void fill_mask_plan(const Args& args, Params& p);

@@ -57,6 +57,11 @@ constexpr int row_lanes(int columns) {
 inline constexpr int max_arrays = 8;
 inline constexpr int max_values = 32;
 
+/// How gradients of captured arrays are added (device/captured.cuh).
+enum class Capture { none, atomic, largest, sums };
+/// Bits of a term in fixed point: fewest, so that 2^40 terms fit in a sum, and most.
+inline constexpr int fewest_term_bits = 22, most_term_bits = 40;
+
 /// A bound program: slots and parameters in its order. Gradients of a score reuse its score's.
 struct ProgramRef {
   ArrayRef arrays[max_arrays];
@@ -142,6 +147,10 @@ struct Params {
   float* dsink;                   // [heads] or null
   ArrayRef d_arrays[max_arrays];  // of the score program; zeroed by the host first
   float* d_params;                // one per score parameter, zeroed by the host first; or null
+  ArrayRef d_sums[max_arrays];    // ordered: i64, dense, zeroed; d_arrays then holds largest terms
+  long long* d_param_sums;
+  long long sums;  // of all arrays and parameters
+  int term_bits;
 
   // Merge: (a, b) -> (o, lse), float32 in. b_o null: a alone. Dense: batch, heads, max_q_len;
   // ragged: total_q.

@@ -43,6 +43,16 @@ class CudaPlan final : public Prepared {
       zero_gradients(args, context.stream);
     }
     place(args, static_cast<std::byte*>(workspace), p);
+    if (choice_.sums >= 0) {
+      auto* sums = reinterpret_cast<long long*>(static_cast<std::byte*>(workspace) + choice_.sums);
+      fill_sums(spec_, sums, p);
+      p.term_bits = choice_.term_bits;
+      if (p.sums > 0)
+        driver_.cuMemsetD8Async(reinterpret_cast<DevicePtr>(sums),
+                                0,
+                                static_cast<std::size_t>(p.sums) * sizeof(*sums),
+                                context.stream);
+    }
     for (const auto& kernel : kernels_)
       if (kernel->spec.kind != KernelKind::sink_gradient || p.dsink)
         start(*kernel, p, static_cast<std::byte*>(workspace), context.stream);
@@ -133,7 +143,7 @@ const char* determinism_of(const Spec& s, bool sums) {
   if (sums) return "fast: dQ is added in any order, dK and dV repeat bit for bit";
   if (s.op == Operation::merge) return "invariant";
   if (s.op == Operation::backward)
-    return s.captured
+    return s.captured && s.determinism == Determinism::fast
                ? "fast: gradients of captured arrays are added in any order, the rest repeats "
                  "bit for bit"
                : "reproducible: repeats bit for bit";

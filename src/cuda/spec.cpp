@@ -36,10 +36,13 @@ constexpr KindName kinds[] = {
     {KernelKind::meet_rows, "meetrows", "meet_rows", "row_lists"},
     {KernelKind::plan_rows, "planrows", "plan_rows", "row_lists"},
     {KernelKind::take_rows, "takerows", "take_rows", "row_lists"},
+    {KernelKind::round_sums, "sums", "round_sums", "round_sums"},
 };
 constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
 constexpr const char* row_names[] = {"dense", "ragged"};
 constexpr const char* kv_names[] = {"dense", "ragged", "paged"};
+constexpr const char* capture_names[] = {"none", "atomic", "largest", "sums"};
+constexpr const char* capture_words[] = {"", "captured", "captured_largest", "captured_sums"};
 
 const KindName& info(KernelKind kind) { return kinds[static_cast<std::size_t>(kind)]; }
 
@@ -108,7 +111,10 @@ int KernelSpec::tile_n() const {
 int KernelSpec::dv_chunks() const { return kind == KernelKind::forward ? parts(dv, 256) : 1; }
 
 int KernelSpec::chunks() const {
-  if (kind == KernelKind::backward_q) return parts(dqk, captured || dqk > 256 ? 128 : 256);
+  if (kind == KernelKind::backward_q) {
+    if (capture == Capture::largest) return 1;  // no dQ
+    return parts(dqk, capture != Capture::none || dqk > 256 ? 128 : 256);
+  }
   if (kind == KernelKind::backward_kv) return parts(std::max(dqk, dv), 128);
   return 1;
 }
@@ -129,6 +135,7 @@ int KernelSpec::threads() const {
     case KernelKind::meet_rows:
     case KernelKind::plan_rows:
     case KernelKind::take_rows:
+    case KernelKind::round_sums:
       return 256;
     default:
       return 128;
@@ -197,7 +204,7 @@ KernelSpec canonical(KernelSpec s) {
     s.fixed = none.fixed;
   }
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
-  if (s.kind != KernelKind::backward_q) s.captured = false;
+  if (s.kind != KernelKind::backward_q) s.capture = none.capture;
   if (s.kind != KernelKind::backward && s.kind != KernelKind::gather_dq) s.ordered = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
   if (s.kind == KernelKind::key_mass) s.dv = none.dv;
@@ -209,6 +216,14 @@ KernelSpec canonical(KernelSpec s) {
     s.dtype = none.dtype;
   if (s.kind == KernelKind::sink_gradient || s.kind == KernelKind::init) s.dv = none.dv;
   if (s.kind == KernelKind::init) s.rows = none.rows;
+  if (s.kind == KernelKind::round_sums) {
+    KernelSpec only;
+    only.kind = s.kind;
+    only.arch = s.arch;
+    only.out = DType::f32;
+    return only;
+  }
+  if (s.capture == Capture::largest) s.out = DType::f32;  // no dQ
   return s;
 }
 
@@ -235,7 +250,8 @@ std::string KernelSpec::name() const {
   if (fixed) text += ".fixed";
   if (dropout) text += ".dropout";
   if (!aligned) text += ".unaligned";
-  if (captured) text += ".captured";
+  if (capture != Capture::none)
+    text += fmt::format(".{}", capture_words[static_cast<int>(capture)]);
   if (wide_dout) text += ".widedout";
   if (ordered) text += ".ordered";
   return text;
@@ -324,8 +340,10 @@ KernelSpec KernelSpec::parse(std::string_view name) {
       s.dropout = true;
     else if (w == "unaligned")
       s.aligned = false;
-    else if (w == "captured")
-      s.captured = true;
+    else if (const auto* word =
+                 std::find(std::begin(capture_words) + 1, std::end(capture_words), w);
+             word != std::end(capture_words))
+      s.capture = static_cast<Capture>(word - capture_words);
     else if (w == "widedout")
       s.wide_dout = true;
     else if (w == "ordered")
@@ -388,7 +406,8 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   boolean("split", s.split);
   boolean("dropout", s.dropout);
   boolean("aligned", s.aligned);
-  boolean("captured", s.captured);
+  text += fmt::format("  static constexpr Capture capture = Capture::{};\n",
+                      capture_names[static_cast<int>(s.capture)]);
   boolean("wide_dout", s.wide_dout);
   text += "};\n\n";
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
@@ -433,6 +452,8 @@ long long grid_size(const KernelSpec& s, const Params& p) {
     case KernelKind::plan_rows:
     case KernelKind::take_rows:
       break;  // of ListParams: row_lists.cpp
+    case KernelKind::round_sums:
+      return (p.sums + 255) / 256;
   }
   return 0;
 }

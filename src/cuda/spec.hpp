@@ -29,6 +29,7 @@ enum class KernelKind : std::uint8_t {
   meet_rows,      // which of them meet,
   plan_rows,      // the mask plan of that,
   take_rows,      // and rows to and from their places
+  round_sums,     // ordered gradients of captured arrays: fixed point to float32
 };
 /// Kernels of row_lists.cuh: they read ListParams, and no field of a spec but the target.
 constexpr bool makes_lists(KernelKind k) {
@@ -59,10 +60,10 @@ struct KernelSpec {
   int warpgroups = 0;   // sm90: of 64 query rows, for few rows; 0: as tuned for many
   bool fixed = false;   // sm90: keys of a tile depend on dims, score and dropout alone
   bool dropout = false;
-  bool aligned = true;     // every base and stride a multiple of 16 bytes: cp.async
-  bool captured = false;   // backward_q: gradients of captured arrays and parameters
-  bool wide_dout = false;  // backward: dO is float32 (rounded to dtype for the products)
-  bool ordered = false;    // backward of family sm90: dQ is added in a fixed order
+  bool aligned = true;              // every base and stride a multiple of 16 bytes: cp.async
+  Capture capture = Capture::none;  // backward_q: gradients of captured arrays and parameters
+  bool wide_dout = false;           // backward: dO is float32 (rounded to dtype for the products)
+  bool ordered = false;             // backward of family sm90: dQ is added in a fixed order
 
   friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 

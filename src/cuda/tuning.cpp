@@ -115,7 +115,7 @@ bool sm90_serves(const KernelSpec& k, const char** why) {
     reason = "only the forward and the backward have such kernels";
   else if (is_backward(k) && k.wide_dout)
     reason = "a float32 dO";
-  else if (is_backward(k) && k.captured)
+  else if (is_backward(k) && k.capture != Capture::none)
     reason = "gradients of captured arrays";
   else if (is_backward(k) && k.kv == KvKind::paged)
     reason = "keys in pages";

@@ -33,7 +33,7 @@ struct PlanHash {
     std::size_t h = std::hash<const void*>()(k.spec);
     const Bounds& b = k.bounds;
     for (const std::int64_t x :
-         {b.batch, b.kv_heads, b.total_q, b.total_k, b.max_q_len, b.max_k_len, b.pages})
+         {b.batch, b.kv_heads, b.total_q, b.total_k, b.max_q_len, b.max_k_len, b.pages, b.captured})
       h = mix(h, static_cast<std::size_t>(x));
     h = mix(h,
             static_cast<std::size_t>(k.device.index) * 2 + static_cast<std::size_t>(k.device.kind));

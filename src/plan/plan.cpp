@@ -118,6 +118,9 @@ void check_class(const Spec& s, const Bounds& b, Device device, const Args& a) {
             now[i].name());
   }
   if (s.op == Operation::backward) {
+    std::int64_t captured = 0;
+    for (const View& view : a.d_arrays) captured += view ? view.count() : 0;
+    if (s.captured) within("elements of captured gradients", captured, b.captured);
     want("O", a.o, true);
     want("LSE", a.lse, true);
     want("the gradient of O", a.dout.data, true);

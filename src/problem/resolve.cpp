@@ -319,10 +319,20 @@ Problem resolve_backward(const Rows& dout,
   spec.want_dk = backward.k;
   spec.want_dv = backward.v;
   bool floats = false;
-  for (const auto& slot : spec.score->slots) floats |= slot.dtype == DType::f32;
+  std::int64_t elements = 0;
+  for (std::size_t i = 0; i < spec.score->slots.size(); ++i) {
+    if (spec.score->slots[i].dtype != DType::f32) continue;
+    floats = true;
+    const auto& shape = r.args.score->bound.arrays[i].shape;
+    std::int64_t count = 1;
+    for (int axis = 0; axis < spec.score->slots[i].rank; ++axis)
+      count *= shape[static_cast<std::size_t>(axis)];
+    elements += count;
+  }
   for (const auto& param : spec.score->params)
     floats |= param.type == expr::Type::f32 && !param.lifted;
   spec.captured = backward.captured && floats;
+  if (spec.captured) r.problem.bounds.captured = elements;
   r.classes();
   return std::move(r.problem);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scalar functions: exp2, integer division, warp reductions, Philox, captured arrays.
+// Scalar functions: exp2, integer division, warp reductions, Philox, loads from captured arrays.
 #pragma once
 
 #include "params.hpp"
@@ -151,22 +151,6 @@ __device__ inline float load_f32(const ArrayRef& a, I... i) {
 template <class... I>
 __device__ inline bool load_b(const ArrayRef& a, I... i) {
   return static_cast<const unsigned char*>(a.data)[element(a, i...)] != 0;
-}
-
-/// Adds x to a captured gradient if `live`; every lane of the warp calls it. Lanes that all hit one
-/// element (a slope of a head, say) are summed first.
-template <class... I>
-__device__ inline void add_f32(const ArrayRef& a, float x, bool live, I... i) {
-  if (!a.data) return;
-  float* at = static_cast<float*>(a.data) + element(a, i...);
-  const unsigned all = 0xffffffffu;
-  const auto mine = reinterpret_cast<unsigned long long>(at);
-  if (__all_sync(all, mine == __shfl_sync(all, mine, 0))) {
-    const float sum = warp_sum(live ? x : 0.0f);
-    if ((threadIdx.x & 31) == 0 && sum != 0) atomicAdd(at, sum);
-  } else if (live) {
-    atomicAdd(at, x);
-  }
 }
 
 }  // namespace undivided::cuda

@@ -6,6 +6,7 @@
 // B.4):
 //   P = e^(s - LSE); dP = dO V^T (dropped and scaled as P was); dS = P * (dP - delta)
 //   dS0 = dS * ds/dscore; captured += dS * ds/dcaptured; dQ += dS0 K, times scale at the end
+// Capture::largest only looks for the largest terms of captured gradients, and writes no dQ.
 // S and P are recomputed here and again in backward_kv: 7 products instead of 5, but no atomics, so
 // bits repeat at every head dim. dqk above 256: each block owns a chunk of the columns of dQ.
 #pragma once
@@ -125,31 +126,33 @@ __device__ void backward_q(const Params& p) {
             float grad = dp[i][at];
             if constexpr (C::dropout) grad = keep[e] ? grad * p.keep_scale : 0.0f;
             grad = live ? weight * (grad - delta[half]) : 0.0f;
-            if constexpr (C::captured)
-              Score::capture(
+            if constexpr (C::capture != Capture::none)
+              Score::template capture<C::capture>(
                   p, b, h, qp, kp, s.q_len, s.k_len, far, raw, grad, live && chunk == 0, sums);
             if constexpr (!Score::identity)
               if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
             acc[i][at] = grad;
           }
         }
-      unsigned ds[n / 16][4];
-      to_fragments<T, n>(ds, acc);
-      multiply<T, C::dqk, n, width>(dq, ds, k_at + column * 2);
+      if constexpr (C::capture != Capture::largest) {
+        unsigned ds[n / 16][4];
+        to_fragments<T, n>(ds, acc);
+        multiply<T, C::dqk, n, width>(dq, ds, k_at + column * 2);
+      }
       __syncthreads();
       if (walk.valid) load_keys(walk.tile);
     }
-    if constexpr (C::captured)
+    if constexpr (C::capture != Capture::none)
       if (p.d_params && chunk == 0) {
 #pragma unroll
         for (int i = 0; i < Score::params; ++i) {
           const float sum = warp_sum(sums[i]);
-          if (lane == 0 && sum != 0) atomicAdd(p.d_params + i, sum);
+          if (lane == 0) add_term<C::capture>(p, p.d_params + i, p.d_param_sums + i, sum);
         }
       }
   }
 
-  if (!p.dq.data) return;
+  if (C::capture == Capture::largest || !p.dq.data) return;
   using Out = typename C::Out;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -13,14 +13,15 @@
 //     static constexpr int params = 2;  // of the program
 //     static __device__ float apply(p, batch, head, q, k, q_len, k_len, distance, score);
 //     static __device__ float derivative(p, ..., score);  // d apply / d score
-//     // Adds g * d apply / d capture: arrays by add_f32(p.d_arrays[i], g * out, live, index...),
+//     // Adds g * d apply / d capture: arrays by add_captured<how>(p, i, g * out, live, index...),
 //     // parameters by sums[i] += live ? g * out : 0. All lanes of a warp call it together.
+//     template <Capture how>
 //     static __device__ void capture(p, ..., score, float g, bool live, float (&sums)[params]);
 //   };
 // derivative and capture are read by backward kernels only; params is at least 1.
 #pragma once
 
-#include "params.hpp"
+#include "device/captured.cuh"
 
 namespace undivided::cuda {
 
@@ -41,6 +42,7 @@ struct IdentityScore {
   static __device__ float derivative(const Params&, int, int, int, int, int, int, float, float) {
     return 1.0f;
   }
+  template <Capture>
   static __device__ void capture(
       const Params&, int, int, int, int, int, int, float, float, float, bool, float (&)[1]) {}
 };

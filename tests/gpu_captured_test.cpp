@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims that need a GPU: ordered gradients of captured arrays and parameters agree with the
+// oracle, and keep their bits whatever else runs, in whatever order the batch lies.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "attention/execute.hpp"
+#include "cuda/driver.hpp"
+#include "cuda/memory.hpp"
+#include "expr/program.hpp"
+#include "undivided/undivided.hpp"
+#include "variants_support.hpp"
+
+namespace undivided {
+namespace {
+
+constexpr Device gpu{Device::Kind::cuda, 0};
+constexpr std::int64_t heads = 8, tokens = 200;
+
+class GpuCaptured : public testing::Test {
+ protected:
+  void SetUp() override {
+    const cuda::Availability here = cuda::availability();
+    if (!here.ok) GTEST_SKIP() << "no GPU: " << here.reason;
+  }
+};
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return a.count() == b.count() && a.dtype == b.dtype &&
+         std::memcmp(a.data, b.data, static_cast<std::size_t>(a.count()) * size_of(a.dtype)) == 0;
+}
+
+/// One element for a whole head, elements of few and of many pairs, and a parameter.
+Score rich() {
+  const Array slope(wave(DType::f32, {heads}, 11, .1), "slope");
+  const Array table(wave(DType::f32, {heads, 32}, 12, .5), "table");
+  const Array bias(wave(DType::f32, {tokens, tokens}, 13), "bias");
+  const Param gain("gain", 0.5);
+  return score([=](auto s, auto, auto h, auto q, auto k) {
+    return s + slope[h] * (k - q) / 64 + Expr(gain) * table(h, clamp(q - k, 0, 31)) + bias(q, k);
+  });
+}
+
+struct Data {
+  Tensor q = wave(DType::bf16, {2, heads, tokens, 64}, 0),
+         k = wave(DType::bf16, {2, 2, tokens, 64}, 1), v = wave(DType::bf16, {2, 2, tokens, 64}, 2),
+         dout = wave(DType::bf16, {2, heads, tokens, 64}, 3);
+};
+
+Gradients gradients(const Data& in, Determinism determinism, const Context& context = {}) {
+  Options options{.mask = causal(), .score = rich(), .align = Align::start};
+  options.determinism = determinism;
+  const Tensor q = cuda::to_device(in.q, gpu), k = cuda::to_device(in.k, gpu),
+               v = cuda::to_device(in.v, gpu);
+  const Forward f = attention(q, k, v, options, context);
+  Gradients g = attention_backward(cuda::to_device(in.dout, gpu), q, k, v, f, {}, context);
+  for (auto& [name, t] : g.captured) t = cuda::to_host(t);
+  g.q = cuda::to_host(g.q);
+  return g;
+}
+
+void expect_same(const Gradients& a, const Gradients& b) {
+  ASSERT_EQ(a.captured.size(), 4u);
+  ASSERT_EQ(b.captured.size(), 4u);
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_TRUE(same_bits(a.captured[i].second, b.captured[i].second)) << a.captured[i].first;
+}
+
+TEST_F(GpuCaptured, OrderedSumsAgreeWithTheOracleAndWithFast) {
+  const Data in;
+  Options options{.mask = causal(), .score = rich(), .align = Align::start};
+  const Gradients want = reference_backward(in.dout, in.q, dense(in.k, in.v), options);
+  const Gradients fast = gradients(in, Determinism::fast);
+  for (const Determinism d : {Determinism::reproducible, Determinism::invariant}) {
+    const Gradients got = gradients(in, d);
+    ASSERT_EQ(got.captured.size(), want.captured.size());
+    for (std::size_t i = 0; i < got.captured.size(); ++i) {
+      const Tensor& truth = want.captured[i].second;
+      double largest = 0;
+      for (std::int64_t j = 0; j < truth.count(); ++j)
+        largest = std::max(largest, std::abs(truth.ptr<double>()[j]));
+      EXPECT_GT(largest, 0);
+      EXPECT_LT(largest_difference(got.captured[i].second, truth), 0.01 * largest)
+          << got.captured[i].first;
+      EXPECT_LT(largest_difference(got.captured[i].second, fast.captured[i].second), 1e-5 * largest)
+          << got.captured[i].first;
+    }
+    EXPECT_TRUE(same_bits(got.q, gradients(in, d).q));
+  }
+}
+
+TEST_F(GpuCaptured, BitsRepeatWhileOtherKernelsTakeMultiprocessors) {
+  const Data in;
+  const Gradients first = gradients(in, Determinism::reproducible);
+  cuda::StreamHandle other = nullptr;
+  {
+    const cuda::DeviceScope scope(cuda::driver(), 0);
+    cuda::driver().cuStreamCreate(&other, 1);
+  }
+  Context beside;
+  beside.stream = other;
+  const Tensor q = cuda::to_device(wave(DType::bf16, {1, 24, 2048, 128}, 5), gpu);
+  for (int run = 0; run < 8; ++run) {
+    for (int i = 0; i <= run; ++i) attention(q, q, q, {}, beside);
+    expect_same(first, gradients(in, Determinism::reproducible));
+  }
+  cuda::synchronise(beside, gpu);
+  cuda::driver().cuStreamDestroy.raw(other);
+}
+
+TEST_F(GpuCaptured, TheOrderOfTheBatchDoesNotMatter) {
+  const Data in;
+  Data turned = in;
+  for (Tensor* t : {&turned.q, &turned.k, &turned.v, &turned.dout}) {
+    const Tensor from = *t;
+    *t = Tensor::empty_like(from, from.dtype);
+    copy(from.sliced(0, 0, 1), t->sliced(0, 1, 2));
+    copy(from.sliced(0, 1, 2), t->sliced(0, 0, 1));
+  }
+  expect_same(gradients(in, Determinism::invariant), gradients(turned, Determinism::invariant));
+}
+
+// Each step is linear in dO and scales by powers of two exactly, so the sums must too.
+TEST_F(GpuCaptured, SmallGradientsKeepTheirBits) {
+  const Data in;
+  Data small = in;
+  const double factor = 0x1p-40;
+  small.dout = converted(in.dout, DType::f64);
+  for (std::int64_t i = 0; i < small.dout.count(); ++i) small.dout.ptr<double>()[i] *= factor;
+  small.dout = converted(small.dout, DType::bf16);
+  const Gradients a = gradients(in, Determinism::reproducible);
+  const Gradients b = gradients(small, Determinism::reproducible);
+  for (std::size_t i = 0; i < 4; ++i)
+    for (std::int64_t j = 0; j < a.captured[i].second.count(); ++j)
+      ASSERT_EQ(a.captured[i].second.ptr<float>()[j] * factor, b.captured[i].second.ptr<float>()[j])
+          << a.captured[i].first << " " << j;
+}
+
+TEST_F(GpuCaptured, ANanStaysInTheElementsThatItReaches) {
+  const Data in;
+  Data broken = in;
+  broken.dout = converted(in.dout, DType::bf16);
+  broken.dout.ptr<std::uint16_t>()[(3 * tokens + 7) * 64] = 0x7fc0;  // head 3, query 7
+  const Gradients a = gradients(in, Determinism::reproducible);
+  const Gradients b = gradients(broken, Determinism::reproducible);
+  const float *slope = a.captured[0].second.ptr<float>(),
+              *after = b.captured[0].second.ptr<float>();
+  for (int h = 0; h < heads; ++h) {
+    if (h == 3)
+      EXPECT_TRUE(std::isnan(after[h]));
+    else
+      EXPECT_EQ(slope[h], after[h]);
+  }
+}
+
+TEST_F(GpuCaptured, AGradientMayBeStrided) {
+  const Data in;
+  Options options{.mask = causal(), .score = rich(), .align = Align::start};
+  options.determinism = Determinism::reproducible;
+  const Gradients whole = gradients(in, Determinism::reproducible);
+  const Tensor q = cuda::to_device(in.q, gpu), k = cuda::to_device(in.k, gpu),
+               v = cuda::to_device(in.v, gpu), dout = cuda::to_device(in.dout, gpu);
+  const Forward f = attention(q, k, v, options);
+  BackwardOptions wanted;
+  wanted.q = wanted.k = wanted.v = false;
+  Problem p = resolve_backward(Rows(dout), q, dense(k, v), f.o, f.lse, options, wanted);
+  // Only the table, transposed, with a gap after each row; the others are not wanted.
+  const Tensor room = cuda::to_device(Tensor::zeros(DType::f32, {32, heads + 3}), gpu);
+  p.args.d_arrays.resize(3);
+  View& at = p.args.d_arrays[1];
+  at = room;
+  at.shape[0] = heads;
+  at.stride[0] = 1;
+  at.shape[1] = 32;
+  at.stride[1] = heads + 3;
+  const auto& slots = p.spec.score->slots;
+  ASSERT_EQ(slots.size(), 3u);
+  ASSERT_EQ(slots[1].name, "table");
+  std::vector<Tensor> keep;
+  move_to_device(p, {}, keep);
+  const Plan made = plan(p.spec, p.bounds, gpu);
+  const Tensor workspace =
+      cuda::empty(DType::i8, {static_cast<std::int64_t>(made.workspace())}, gpu);
+  made.run(p.args, workspace.data);
+  const Tensor back = cuda::to_host(room);
+  for (int h = 0; h < heads; ++h)
+    for (int i = 0; i < 32; ++i)
+      EXPECT_EQ(back.ptr<float>()[i * (heads + 3) + h],
+                whole.captured[1].second.ptr<float>()[h * 32 + i]);
+  EXPECT_EQ(back.ptr<float>()[heads], 0.0f);
+}
+
+}  // namespace
+}  // namespace undivided
