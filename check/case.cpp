@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <tuple>
 
 #include "check/gallery.hpp"
@@ -225,6 +226,11 @@ Case Case::parse(std::string_view name) {
 double Case::cost() const {
   return static_cast<double>(batch * heads) * static_cast<double>(q_len * k_len) *
          static_cast<double>(d + dv + 48) * (backward() ? 2.5 : 1);
+}
+
+Sample sample_of(const Case& c) {
+  if (c.cost() <= whole_cost) return {};
+  return {static_cast<std::int64_t>(std::ceil(c.cost() / sampled_cost))};
 }
 
 std::string impossible(const Case& c) {

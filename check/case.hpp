@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "problem/sample.hpp"
 #include "undivided/plan.hpp"
 
 namespace undivided::check {
@@ -51,6 +52,11 @@ struct Case {
   double cost() const;
 };
 
+/// Cases that cost more than this (about a quarter of a minute of the oracle) are compared at a
+/// sample of rows that costs about `sampled_cost`.
+inline constexpr double whole_cost = 2e9, sampled_cost = 5e8;
+Sample sample_of(const Case& c);
+
 /// A dimension of the grid and the values that tests walk through.
 struct Axis {
   std::string name;
@@ -76,6 +82,9 @@ bool impossible_pair(std::size_t axis_a,
 const std::vector<Case>& all_cases();
 /// The masks of the gallery, forward and backward, by bits of a plan and by the program inside it.
 std::vector<Case> gallery_cases();
+/// Thousands of queries, tens of thousands of keys: sizes that the covering set cannot afford, of
+/// which a sample of rows is compared.
+std::vector<Case> large_cases();
 /// A short set for sanitizers: every n-th of all_cases(), without the costly ones.
 std::vector<Case> some_cases(std::size_t count);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,9 +30,10 @@ struct Result {
   double exact_relative_l1 = 0;  // scores of int8: O against exact attention of the inputs
   std::vector<Comparison> tensors;
   double seconds = 0;
+  std::int64_t rows_compared = 0, rows = 0;  // query rows of all heads
 
   /// One JSON object: name, backend, kernel, passed, skipped, reason, max_abs, limit, relative_l1,
-  /// gain, bias, exact_relative_l1.
+  /// gain, bias, exact_relative_l1, rows_compared, rows.
   std::string json() const;
 };
 
@@ -40,8 +42,13 @@ struct Inputs;
 using Fault = std::function<void(Inputs&)>;
 
 /// Never throws for a wrong result; an unexpected exception is a failure with its message. A
-/// processor without the forced ISA, or a machine without a GPU, is a skip.
-Result run_case(const Case& c, Backend backend = Backend::cpu, const Fault& fault = {});
+/// processor without the forced ISA, or a machine without a GPU, is a skip. `sample` instead of
+/// sample_of(c): O, LSE and dQ are compared at its queries, dK and dV at its keys. The gradients of
+/// a sample are judged given the backend's own O and LSE, which are compared too.
+Result run_case(const Case& c,
+                Backend backend = Backend::cpu,
+                const Fault& fault = {},
+                const std::optional<Sample>& sample = {});
 
 /// Reasons a case may be skipped for; any other skip is a failure.
 const std::vector<std::string>& legal_skips();

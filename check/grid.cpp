@@ -238,6 +238,26 @@ std::vector<Case> gallery_cases() {
   return out;
 }
 
+std::vector<Case> large_cases() {
+  std::vector<Case> out;
+  for (const char* name : {
+           "forward.bf16.d128.q8192.k8192.h8x2.b1.mask=causal",
+           "forward.f16.d64.q8192.k8192.h2.b2.rows=ragged.kv=ragged.mask=window.align=end",
+           "forward.bf16.d64.q8192.k8192.h4x1.b1.mask=blocks.score=softcap.dropout=some",
+           "forward.bf16.d256.q4096.k16384.h2.b1.mask=causal.align=end.result=f32",
+           "forward.bf16.d128.q1.k65536.h16x4.b1.kv=page64",
+           "forward.bf16.d128.q4.k65536.h8x1.b1.mask=causal.align=end",
+           "forward.f16.d128.q1.k65536.h16x2.b1.determinism=invariant",
+           "backward.bf16.d128.q8192.k8192.h4x2.b1.mask=causal",
+           "backward.f16.d64.q8192.k8192.h4.b1.mask=window.determinism=reproducible",
+           "backward.bf16.d256.q4096.k4096.h2x1.b1.mask=causal.sink=given",
+           "backward.bf16.d64.q4096.k4096.h2.b2.rows=ragged.kv=ragged.mask=documents",
+           "backward.bf16.d64.q4096.k4096.h2.b1.mask=causal.score=alibi.determinism=reproducible",
+       })
+    out.push_back(Case::parse(name));
+  return out;
+}
+
 std::vector<Case> some_cases(std::size_t count) {
   std::vector<Case> cheap, out;
   for (const Case& c : all_cases())

@@ -24,32 +24,44 @@ void each_row(const Problem& p, std::int64_t heads, F&& body) {
 
 }  // namespace
 
-Reading read_rows(const Problem& p, const std::string& name, const View& given) {
+Reading read_rows(const Problem& p,
+                  const std::string& name,
+                  const View& given,
+                  const Sample& sample) {
   Reading r{name, given.dtype, {}, 0};
   const View v = p.spec.rows == RowKind::ragged ? given : with_batch(given, 4);
   each_row(p, v.size(1), [&](const Sequence& s, std::int64_t b, std::int64_t h) {
     for (std::int64_t i = 0; i < s.q_len; ++i)
-      append(r, v, row_address(p.spec, v, s, b, h, i), v.size(-1));
+      if (sample.takes(b, h, i, s.q_len))
+        append(r, v, row_address(p.spec, v, s, b, h, i), v.size(-1));
   });
   return r;
 }
 
-Reading read_keys(const Problem& p, const std::string& name, const View& given) {
+Reading read_keys(const Problem& p,
+                  const std::string& name,
+                  const View& given,
+                  const Sample& sample) {
   Reading r{name, given.dtype, {}, 0};
   const View v = p.spec.kv == KvKind::dense ? with_batch(given, 4) : given;
   each_row(p, v.size(1), [&](const Sequence& s, std::int64_t b, std::int64_t h) {
     for (std::int64_t j = 0; j < s.k_len; ++j)
-      append(r, v, key_run(p.spec, p.args.kv, v, s, b, h, j).data, v.size(-1));
+      if (sample.takes(0, h, j, s.k_len))
+        append(r, v, key_run(p.spec, p.args.kv, v, s, b, h, j).data, v.size(-1));
   });
   return r;
 }
 
-Reading read_scalars(const Problem& p, const std::string& name, const View& given) {
+Reading read_scalars(const Problem& p,
+                     const std::string& name,
+                     const View& given,
+                     const Sample& sample) {
   Reading r{name, given.dtype, {}, 0};
   const View v = p.spec.rows == RowKind::ragged ? given : with_batch(given, 3);
   each_row(p, query_heads(p.args), [&](const Sequence& s, std::int64_t b, std::int64_t h) {
     for (std::int64_t i = 0; i < s.q_len; ++i)
-      append(r, v, row_scalar_address(p.spec, v, s, b, h, i), 1);
+      if (sample.takes(b, h, i, s.q_len))
+        append(r, v, row_scalar_address(p.spec, v, s, b, h, i), 1);
   });
   return r;
 }
@@ -71,24 +83,34 @@ Reading read_all(const std::string& name, const View& v) {
   return r;
 }
 
-std::vector<Reading> readings(const Problem& p, const Outputs& o) {
+RowCount count_rows(const Problem& p, const Sample& sample) {
+  RowCount n;
+  each_row(p, query_heads(p.args), [&](const Sequence& s, std::int64_t b, std::int64_t h) {
+    n.all += s.q_len;
+    for (std::int64_t i = 0; i < s.q_len; ++i) n.taken += sample.takes(b, h, i, s.q_len);
+  });
+  return n;
+}
+
+std::vector<Reading> readings(const Problem& p, const Outputs& o, const Sample& sample) {
   std::vector<Reading> out;
-  if (o.o) out.push_back(read_rows(p, "o", o.o));
-  if (o.lse) out.push_back(read_scalars(p, "lse", o.lse));
-  if (o.max_logit) out.push_back(read_all("max_logit", o.max_logit));
-  if (o.key_mass) out.push_back(read_key_mass(p, o.key_mass));
+  if (o.o) out.push_back(read_rows(p, "o", o.o, sample));
+  if (o.lse) out.push_back(read_scalars(p, "lse", o.lse, sample));
+  if (o.max_logit && sample.whole()) out.push_back(read_all("max_logit", o.max_logit));
+  if (o.key_mass && sample.whole()) out.push_back(read_key_mass(p, o.key_mass));
   return out;
 }
 
-std::vector<Reading> readings(const Problem& p, const Forward& f) {
-  return readings(p, Outputs{f.o, f.lse, f.max_logit, f.key_mass});
+std::vector<Reading> readings(const Problem& p, const Forward& f, const Sample& sample) {
+  return readings(p, Outputs{f.o, f.lse, f.max_logit, f.key_mass}, sample);
 }
 
-std::vector<Reading> readings(const Problem& p, const Gradients& g) {
+std::vector<Reading> readings(const Problem& p, const Gradients& g, const Sample& sample) {
   std::vector<Reading> out;
-  if (g.q) out.push_back(read_rows(p, "dq", g.q));
-  if (g.k) out.push_back(read_keys(p, "dk", g.k));
-  if (g.v) out.push_back(read_keys(p, "dv", g.v));
+  if (g.q) out.push_back(read_rows(p, "dq", g.q, sample));
+  if (g.k) out.push_back(read_keys(p, "dk", g.k, sample));
+  if (g.v) out.push_back(read_keys(p, "dv", g.v, sample));
+  if (!sample.whole()) return out;
   if (g.sink) out.push_back(read_all("dsink", g.sink));
   for (const auto& [name, tensor] : g.captured) out.push_back(read_all("d " + name, tensor));
   return out;

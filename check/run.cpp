@@ -8,13 +8,11 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <utility>
 
 #include "attention/execute.hpp"
 #include "check/compare.hpp"
 #include "check/device.hpp"
-#include "check/quantised.hpp"
-#include "check/twin.hpp"
+#include "check/evidence.hpp"
 #include "cpu/isa.hpp"
 #include "problem/bound.hpp"
 #include "problem/sequence.hpp"
@@ -72,10 +70,13 @@ class Runner {
   double seconds = 0;
   std::string guard_broken;
 
-  std::vector<Reading> run() {
+  /// The forward of a backward too: what a sampled backward is compared by begins with it.
+  Forward forward_on_host;
+  Gradients gradients;
+  void run() {
     const Forward f = forward();
-    if (!c_.backward()) return readings(problem_, to_host(f));
-    return readings(problem_, backward(f));
+    forward_on_host = to_host(f);
+    if (c_.backward()) gradients = backward(f);
   }
 
  private:
@@ -277,68 +278,28 @@ class Runner {
   std::vector<Buffer> buffers_;
 };
 
-/// What rounds most: the type of the inputs, or of P and V where they have another.
-DType multiplied_as(const Case& c) { return c.precision == "i8/bf16" ? DType::bf16 : c.dtype; }
-
-/// The twin's error on a tensor of few elements is a small sample: several rounding grids make it a
-/// larger one.
-std::vector<std::vector<Reading>> twins_of(const Case& c, const Problem& p) {
-  std::vector<std::vector<Reading>> out;
-  const bool sixteen = is_float16(multiplied_as(c));
-  if (!c.backward() && !sixteen) return {twin_forward(p)};
-  const int runs = !sixteen || c.cost() > 4e6 || c.cost() == 0 ? 1 : c.cost() > 4e5 ? 3 : 8;
-  for (int r = 0; r < runs; ++r)
-    out.push_back(c.backward() ? twin_backward(p, 0.087 * r) : twin_forward(p, 0.087 * r));
-  return out;
-}
-
 const Reading* find(const std::vector<Reading>& all, const std::string& name) {
   for (const Reading& r : all)
     if (r.name == name) return &r;
   return nullptr;
 }
 
-void judge(const Case& c, const Inputs& in, Backend backend, const Fault& fault, Result& result) {
-  Problem problem;
-  std::vector<Reading> oracle;
-  if (c.backward()) {
-    const Gradients g = reference_backward(in.dout, in.q, in.kv, in.options, in.backward);
-    Options plain = in.options;
-    const Forward f = reference(in.q, in.kv, plain);
-    problem = resolve_backward(in.dout, in.q, in.kv, f.o, f.lse, in.options, in.backward);
-    oracle = readings(problem, g);
-  } else {
-    problem = resolve(in.q, in.kv, in.options);
-    oracle = readings(problem, reference(in.q, in.kv, in.options));
-  }
-  Problem plain = problem;  // what the twin computes
-  Quantised rounded;
-  std::vector<Reading> exact;
-  if (c.quantised()) {
-    rounded = quantised(in.q, in.kv, in.options);
-    plain = resolve(rounded.q, rounded.kv, rounded.options);
-    plain.spec.precision = problem.spec.precision;
-    plain.spec.out_dtype = problem.spec.out_dtype;
-    exact =
-        std::exchange(oracle, readings(problem, reference(rounded.q, rounded.kv, rounded.options)));
-  }
-  Runner runner(c, in, problem, backend, fault);
-  std::vector<Reading> got = runner.run();
-  result.kernel = runner.kernel;
-  result.seconds = runner.seconds;
-  const auto twins = twins_of(c, plain);
-  result.passed = true;
-  double worst = -1;
-  for (Reading& r : got) {
-    const Reading* truth = find(oracle, r.name);
+void judge(const Case& c,
+           const Evidence& e,
+           Backend backend,
+           bool gradient,
+           double& worst,
+           Result& result) {
+  for (const Reading& r : e.got) {
+    const Reading* truth = find(e.oracle, r.name);
     if (!truth) throw Error(Code::invalid_argument, Stage::run, "the oracle has no " + r.name);
     std::vector<Reading> twin;
-    for (const auto& run : twins)
+    for (const auto& run : e.twins)
       if (const Reading* t = find(run, r.name)) twin.push_back(*t);
     const bool bends = c.score == "softcap" || c.score == "chain";
     const DType inputs = multiplied_as(c);
     const Gate gate{
-        inputs, c.backward(), bends, bends && inputs == DType::bf16 && backend == Backend::cuda};
+        inputs, gradient, bends, bends && inputs == DType::bf16 && backend == Backend::cuda};
     const Comparison one = compare(r, *truth, twin, gate);
     const double ratio = one.passed ? one.limit > 0 ? one.max_abs / one.limit : 0 : 1e9;
     if (ratio > worst) {
@@ -352,13 +313,44 @@ void judge(const Case& c, const Inputs& in, Backend backend, const Fault& fault,
     }
     result.passed &= one.passed;
     result.tensors.push_back(one);
-    if (const Reading* unrounded = find(exact, r.name); unrounded && r.name == "o")
+    if (const Reading* unrounded = find(e.exact, r.name); unrounded && r.name == "o")
       result.exact_relative_l1 = relative_l1(r, *unrounded);
   }
-  if (got.size() != oracle.size()) {
+  if (e.got.size() != e.oracle.size()) {
     result.passed = false;
-    result.reason = fmt::format("{} tensors came, the oracle has {}", got.size(), oracle.size());
+    result.reason =
+        fmt::format("{} tensors came, the oracle has {}", e.got.size(), e.oracle.size());
   }
+}
+
+void run_and_judge(const Case& c,
+                   const Inputs& in,
+                   Backend backend,
+                   const Fault& fault,
+                   Sample sample,
+                   Result& result) {
+  const Problem problem = resolve(in.q, in.kv, in.options);
+  // A page of two sequences has a place of its own in each: no sample of keys has all its terms.
+  if (c.backward() && c.kv.starts_with("page")) sample = {};
+  const RowCount rows = count_rows(problem, sample);
+  result.rows_compared = rows.taken;
+  result.rows = rows.all;
+  Runner runner(c, in, problem, backend, fault);
+  runner.run();
+  result.kernel = runner.kernel;
+  result.seconds = runner.seconds;
+  result.passed = true;
+  double worst = -1;
+  // A sampled backward starts from the forward's O and LSE, so those are compared as well.
+  if (!c.backward() || !sample.whole())
+    judge(c, of_forward(c, in, runner.forward_on_host, sample), backend, false, worst, result);
+  if (c.backward())
+    judge(c,
+          of_backward(c, in, runner.forward_on_host, runner.gradients, sample),
+          backend,
+          true,
+          worst,
+          result);
   if (!runner.guard_broken.empty()) {
     result.passed = false;
     result.reason = runner.guard_broken;
@@ -377,14 +369,16 @@ bool known_refusal(Backend backend, const Error& e) {
   if (backend != Backend::cuda || e.code() != Code::unsupported || e.stage() != Stage::plan)
     return false;
   const std::string_view text = e.what();
-  for (const char* known : {"gradients of captured arrays are added by atomics",
-                            "gradients of a page that two sequences share",
+  for (const char* known : {"gradients of a page that two sequences share",
                             "CUDA kernels multiply in the type of the inputs"})
     if (text.find(known) != std::string_view::npos) return true;
   return false;
 }
 
-Result run_case(const Case& c, Backend backend, const Fault& fault) {
+Result run_case(const Case& c,
+                Backend backend,
+                const Fault& fault,
+                const std::optional<Sample>& sample) {
   static std::mutex one_at_a_time;  // the forced ISA is an environment variable
   const std::lock_guard lock(one_at_a_time);
   Result result;
@@ -401,7 +395,7 @@ Result run_case(const Case& c, Backend backend, const Fault& fault) {
     if (const std::string why = isa_absent(c.isa); !why.empty()) return skip(why);
   try {
     const Inputs in = make_inputs(c);
-    judge(c, in, backend, fault, result);
+    run_and_judge(c, in, backend, fault, sample.value_or(sample_of(c)), result);
   } catch (const Error& e) {
     if (known_refusal(backend, e)) return skip(fmt::format("refused by name: {}", e.what()));
     result.passed = false;
@@ -427,7 +421,9 @@ std::string Result::json() const {
                         {"relative_l1", finite(relative_l1)},
                         {"gain", finite(gain)},
                         {"bias", finite(bias)},
-                        {"exact_relative_l1", finite(exact_relative_l1)}}
+                        {"exact_relative_l1", finite(exact_relative_l1)},
+                        {"rows_compared", rows_compared},
+                        {"rows", rows}}
       .dump();
 }
 

@@ -76,8 +76,10 @@ class Head {
                        : -infinity;
   }
 
-  void load(std::int64_t i) {
+  /// Keys that are not in the sample count as masked, unless the row is in it.
+  void load(std::int64_t i, const Sample& sample) {
     row = i;
+    taken = sample.takes(b_, h_, i, s.q_len);
     q.clear();
     append(q, row_address(p_.spec, p_.args.q.data, s, b_, h_, i), d);
     raw.assign(nk, 0);
@@ -86,6 +88,7 @@ class Head {
     const auto threshold = philox::dropout_threshold(p_.args.dropout);
     const auto scale = static_cast<float>(p_.args.scale);
     for (std::size_t j = 0; j < nk; ++j) {
+      if (!taken && !takes_key(j, sample)) continue;
       raw[j] = scale * dot(q.data(), &k[j * d], d);
       const expr::Point at = point(j);
       double keep = 1, value = raw[j];
@@ -100,6 +103,9 @@ class Head {
                             ? static_cast<float>(1 / (1 - p_.args.dropout))
                             : 0;
     }
+  }
+  bool takes_key(std::size_t j, const Sample& sample) const {
+    return sample.takes(0, h_ / p_.spec.group, static_cast<std::int64_t>(j), s.k_len);
   }
   expr::Point point(std::size_t j) const {
     return {b_,
@@ -134,8 +140,20 @@ class Head {
     lse = shift + std::log(sum);
   }
 
+  /// O and LSE of the loaded row as a backward problem has them.
+  void read() {
+    const View& from = p_.args.o;
+    const std::byte* at = row_address(p_.spec, from, s, b_, h_, row);
+    o.clear();
+    for (std::size_t c = 0; c < dv; ++c)
+      o.push_back(static_cast<float>(load_element(from.dtype, at + c * size_of(from.dtype))));
+    lse = static_cast<float>(
+        load_element(p_.args.lse.dtype, row_scalar_address(p_.spec, p_.args.lse, s, b_, h_, row)));
+  }
+
   const Problem& p_;
   std::int64_t b_, h_, row = 0;
+  bool taken = true;
   Sequence s;
   std::size_t d, dv, nk;
   Floats k, v, q, raw, score, keep_scale, o;
@@ -162,15 +180,16 @@ void each_head(const Problem& p, F&& body) {
 
 }  // namespace
 
-std::vector<Reading> twin_forward(const Problem& p, double nudge) {
+std::vector<Reading> twin_forward(const Problem& p, double nudge, const Sample& sample) {
   const DType out = p.spec.out_dtype;
   Reading o{"o", out, {}, 0}, lse{"lse", DType::f32, {}, 0}, most{"max_logit", DType::f32, {}, 0},
       mass{"key_mass", DType::f32, {}, 0};
-  each_head(p, [&](Head& head, std::int64_t, std::int64_t) {
+  each_head(p, [&](Head& head, std::int64_t b, std::int64_t h) {
     float top = -infinity;
     Floats column(head.nk, 0);
     for (std::int64_t i = 0; i < head.s.q_len; ++i) {
-      head.load(i);
+      if (!sample.takes(b, h, i, head.s.q_len)) continue;
+      head.load(i, sample);
       head.forward(nudge);
       for (const float x : head.o) o.values.push_back(round_to(out, x));
       lse.values.push_back(head.lse);
@@ -183,8 +202,8 @@ std::vector<Reading> twin_forward(const Problem& p, double nudge) {
     mass.values.insert(mass.values.end(), column.begin(), column.end());
   });
   std::vector<Reading> all{o, lse};
-  if (p.spec.max_logit) all.push_back(most);
-  if (p.spec.key_mass) all.push_back(mass);
+  if (p.spec.max_logit && sample.whole()) all.push_back(most);
+  if (p.spec.key_mass && sample.whole()) all.push_back(mass);
   return all;
 }
 
@@ -210,8 +229,11 @@ constexpr double few_float_roundings = 0x1p-22;
 /// The backward of one problem: shares K and V gradients between the heads of a group.
 class Backward {
  public:
-  Backward(const Problem& p, double nudge)
-      : p_(p), grid_(1 + static_cast<float>(nudge)), gradient_(expr::differentiate(*p.spec.score)) {
+  Backward(const Problem& p, double nudge, const Sample& sample)
+      : p_(p),
+        sample_(sample),
+        grid_(1 + static_cast<float>(nudge)),
+        gradient_(expr::differentiate(*p.spec.score)) {
     scratch_.resize(gradient_.program.nodes.size());
     parts_.resize(gradient_.program.roots.size());
     sink_ = Gathered(static_cast<std::size_t>(query_heads(p.args)));
@@ -227,7 +249,7 @@ class Backward {
     each_head(p_, [&](Head& head, std::int64_t b, std::int64_t h) {
       if (h % p_.spec.group == 0) start_group(head, b);
       for (std::int64_t i = 0; i < head.s.q_len; ++i) row(head, b, h, i, nudge);
-      if ((h + 1) % p_.spec.group == 0) end_group();
+      if ((h + 1) % p_.spec.group == 0) end_group(head);
     });
     return collect();
   }
@@ -242,15 +264,29 @@ class Backward {
     r.values.insert(r.values.end(), part.values.begin(), part.values.end());
     r.floor = std::max(r.floor, part.floor);
   }
-  void end_group() {
-    append(all_dk_, dk_);
-    append(all_dv_, dv_);
+  void end_group(const Head& head) {
+    append(all_dk_, taken_keys(head, dk_, head.d));
+    append(all_dv_, taken_keys(head, dv_, head.dv));
+  }
+  Gathered taken_keys(const Head& head, const Gathered& all, std::size_t width) const {
+    if (sample_.whole()) return all;
+    Gathered out;
+    for (std::size_t j = 0; j < head.nk; ++j)
+      if (head.takes_key(j, sample_))
+        for (std::size_t c = j * width; c < (j + 1) * width; ++c) {
+          out.sum.push_back(all.sum[c]);
+          out.squares.push_back(all.squares[c]);
+        }
+    return out;
   }
   float rounded(float x) const { return round_to(p_.spec.dtype, x * grid_) / grid_; }
 
   void row(Head& head, std::int64_t b, std::int64_t h, std::int64_t i, double nudge) {
-    head.load(i);
-    head.forward(nudge);
+    head.load(i, sample_);
+    if (head.taken)
+      head.forward(nudge);
+    else
+      head.read();
     const View& dout = p_.args.dout.data;
     const std::byte* from = row_address(p_.spec, dout, head.s, b, h, i);
     Floats g;
@@ -277,7 +313,7 @@ class Backward {
       for (std::size_t j = 0; j < head.nk; ++j)
         if (head.score[j] != -infinity) pair(head, j, g, delta, delta_size, dq);
     }
-    append(all_dq_, dq);
+    if (head.taken) append(all_dq_, dq);
   }
 
   void pair(const Head& head,
@@ -339,6 +375,7 @@ class Backward {
     if (p_.spec.want_dq) out.push_back(all_dq_);
     if (p_.spec.want_dk) out.push_back(all_dk_);
     if (p_.spec.want_dv) out.push_back(all_dv_);
+    if (!sample_.whole()) return out;
     if (p_.spec.sink) out.push_back(finish("dsink", DType::f32, sink_, unit));
     if (!p_.spec.captured) return out;
     const expr::Program& score = *p_.spec.score;
@@ -356,6 +393,7 @@ class Backward {
   }
 
   const Problem& p_;
+  Sample sample_;
   float grid_;
   expr::Gradient gradient_;
   std::vector<double> scratch_, parts_;
@@ -367,8 +405,8 @@ class Backward {
 
 }  // namespace
 
-std::vector<Reading> twin_backward(const Problem& p, double nudge) {
-  return Backward(p, nudge).run(nudge);
+std::vector<Reading> twin_backward(const Problem& p, double nudge, const Sample& sample) {
+  return Backward(p, nudge, sample).run(nudge);
 }
 
 }  // namespace undivided::check

@@ -14,9 +14,10 @@ namespace undivided::check {
 
 /// Results of a forward problem. `nudge` > 0 moves the rounding grid of P, so that several runs
 /// sample the error of small tensors better than one.
-std::vector<Reading> twin_forward(const Problem& p, double nudge = 0);
+std::vector<Reading> twin_forward(const Problem& p, double nudge = 0, const Sample& sample = {});
 
-/// Gradients of a backward problem; its O and LSE are the twin's own.
-std::vector<Reading> twin_backward(const Problem& p, double nudge = 0);
+/// Gradients of a backward problem; its O and LSE are the twin's own, but those of rows outside the
+/// sample are the problem's.
+std::vector<Reading> twin_backward(const Problem& p, double nudge = 0, const Sample& sample = {});
 
 }  // namespace undivided::check

@@ -19,7 +19,7 @@ namespace {
 struct Flags {
   std::string name, filter, file, backend = "cpu", shard;
   std::size_t some = 0;
-  bool all = false, gallery = false, json = false, list = false;
+  bool all = false, gallery = false, large = false, json = false, list = false;
 };
 
 struct Shard {
@@ -47,6 +47,7 @@ std::vector<check::Case> cases_of(const Flags& f) {
       if (!line.empty() && line[0] != '#') cases.push_back(check::Case::parse(line));
   } else {
     cases = f.gallery ? check::gallery_cases()
+            : f.large ? check::large_cases()
             : f.some  ? check::some_cases(f.some)
                       : check::all_cases();
   }
@@ -54,8 +55,9 @@ std::vector<check::Case> cases_of(const Flags& f) {
 }
 
 int run(const Flags& f) {
-  if ((!f.name.empty()) + (!f.file.empty()) + f.all + f.gallery + (f.some > 0) > 1)
-    refuse("CASE, --file, --some, --all and --gallery exclude each other; give one of them");
+  if ((!f.name.empty()) + (!f.file.empty()) + f.all + f.gallery + f.large + (f.some > 0) > 1)
+    refuse(
+        "CASE, --file, --some, --all, --gallery and --large exclude each other; give one of them");
   const Backend backend =
       backend_of(f.backend) == Backend::automatic ? Backend::cpu : backend_of(f.backend);
   device_of(backend);
@@ -96,9 +98,12 @@ int run(const Flags& f) {
                             : "FAIL",
                  r.name,
                  r.reason.empty()
-                     ? fmt::format(": max error {:.3g}, limit {:.3g}{}",
+                     ? fmt::format(": max error {:.3g}, limit {:.3g}{}{}",
                                    r.max_abs,
                                    r.limit,
+                                   r.rows_compared < r.rows
+                                       ? fmt::format(", {} of {} rows", r.rows_compared, r.rows)
+                                       : "",
                                    r.exact_relative_l1 > 0
                                        ? fmt::format("; {:.2g} of exact attention in relative L1",
                                                      r.exact_relative_l1)
@@ -124,6 +129,10 @@ Command add_check(CLI::App& main) {
   app->add_option("--file", f->file, "names of cases, one a line");
   app->add_flag("--all", f->all, "the whole product of the axes instead of the covering set");
   app->add_flag("--gallery", f->gallery, "every mask of the gallery instead of the covering set");
+  app->add_flag("--large",
+                f->large,
+                "long sequences instead of the covering set: above 2e9 units of work (pairs times "
+                "dims) a sample of rows is compared");
   app->add_option("--some", f->some, "N cheap cases spread over the covering set, for sanitizers")
       ->check(CLI::Range(1, 100000));
   app->add_option("--shard", f->shard, "I/N: every N-th case from the I-th on");

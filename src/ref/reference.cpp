@@ -34,21 +34,23 @@ class Row {
         mask_scratch_(args.mask->program->nodes.size()),
         score_scratch_(args.score->program->nodes.size()) {}
 
-  std::vector<double> score, weight, raw;  // final score, dropped weight, scale * q.k
-  std::vector<char> kept, survives;        // by the mask; by dropout
+  std::vector<double> score, raw;    // final score, scale * q.k
+  std::vector<char> kept, survives;  // by the mask; by dropout
   Sequence s;
   std::int64_t b = 0, h = 0, i = 0, kv_head = 0;
 
-  void load(std::int64_t batch, std::int64_t head, std::int64_t row) {
+  /// Keys that are not in the sample count as masked, unless the row is in it.
+  void load(std::int64_t batch, std::int64_t head, std::int64_t row, const Sample& sample) {
     b = batch, h = head, i = row, kv_head = head / spec_.group;
     const auto n = static_cast<std::size_t>(s.k_len);
     score.assign(n, 0);
     raw.assign(n, 0);
-    weight.assign(n, 0);
     kept.assign(n, 0);
     survives.assign(n, 1);
     const std::byte* q = row_address(spec_, args_.q.data, s, b, h, i);
+    const bool whole = sample.takes(b, h, i, s.q_len);
     for (std::int64_t j = 0; j < s.k_len; ++j) {
+      if (!whole && !sample.takes(0, kv_head, j, s.k_len)) continue;
       const auto c = static_cast<std::size_t>(j);
       double dot = 0;
       const std::byte* k = key_run(spec_, args_.kv, args_.kv.k, s, b, kv_head, j).data;
@@ -98,13 +100,14 @@ class Row {
 };
 
 template <class F>
-void for_each_row(const Spec& spec, const Args& args, F&& body) {
+void for_each_row(const Spec& spec, const Args& args, const Sample& sample, F&& body) {
   Row row(spec, args);
   for (std::int64_t b = 0; b < batch_of(spec, args); ++b) {
     row.s = sequence(spec, args, b);
     for (std::int64_t h = 0; h < query_heads(args); ++h)
       for (std::int64_t i = 0; i < row.s.q_len; ++i) {
-        row.load(b, h, i);
+        if (spec.op == Operation::forward && !sample.takes(b, h, i, row.s.q_len)) continue;
+        row.load(b, h, i, sample);
         body(row);
       }
   }
@@ -140,13 +143,13 @@ void add(std::byte* row, std::int64_t i, double x) { reinterpret_cast<double*>(r
 
 }  // namespace
 
-void forward(const Spec& spec, const Args& args) {
+void forward(const Spec& spec, const Args& args, const Sample& sample) {
   fill(args.o, 0);
   fill(args.lse, -infinity);  // rows past a length keep it
   fill(args.max_logit, -infinity);
   const Sum mass(args.key_mass);
   std::vector<double> o(static_cast<std::size_t>(spec.dv));
-  for_each_row(spec, args, [&](Row& row) {
+  for_each_row(spec, args, sample, [&](Row& row) {
     const double lse = row.log_sum();
     o.assign(o.size(), 0);
     for (std::int64_t j = 0; j < row.s.k_len; ++j) {
@@ -176,14 +179,14 @@ void forward(const Spec& spec, const Args& args) {
   mass.store();
 }
 
-void backward(const Spec& spec, const Args& args) {
+void backward(const Spec& spec, const Args& args, const Sample& sample) {
   const Sum dq(args.dq), dk(args.dk), dv(args.dv), dsink(args.dsink), dparams(args.d_params);
   std::vector<Sum> darrays;
   for (const View& v : args.d_arrays) darrays.emplace_back(v);
   const expr::Gradient gradient = expr::differentiate(*args.score->program);
   std::vector<double> scratch(gradient.program.nodes.size()),
       partial(gradient.program.roots.size());
-  for_each_row(spec, args, [&](Row& row) {
+  for_each_row(spec, args, sample, [&](Row& row) {
     const double lse = load_element(args.lse.dtype,
                                     row_scalar_address(spec, args.lse, row.s, row.b, row.h, row.i));
     const double dlse =

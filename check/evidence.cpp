@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The oracle and the twin beside what a backend made.
+#include "check/evidence.hpp"
+
+#include <utility>
+
+#include "attention/execute.hpp"
+#include "check/quantised.hpp"
+#include "check/twin.hpp"
+#include "ref/reference.hpp"
+
+namespace undivided::check {
+namespace {
+
+/// The twin's error on a tensor of few elements is a small sample: several rounding grids make it a
+/// larger one.
+std::vector<std::vector<Reading>> twins_of(const Case& c, const Problem& p, const Sample& sample) {
+  std::vector<std::vector<Reading>> out;
+  const bool sixteen = is_float16(multiplied_as(c)), backward = p.spec.op == Operation::backward;
+  if (!backward && !sixteen) return {twin_forward(p, 0, sample)};
+  const int runs = !sixteen || c.cost() > 4e6 || c.cost() == 0 ? 1 : c.cost() > 4e5 ? 3 : 8;
+  for (int r = 0; r < runs; ++r)
+    out.push_back(backward ? twin_backward(p, 0.087 * r, sample)
+                           : twin_forward(p, 0.087 * r, sample));
+  return out;
+}
+
+/// O and LSE of the sample, in float64.
+std::vector<Reading> sampled_forward(const Inputs& in, const Sample& sample) {
+  if (sample.whole())
+    return readings(resolve(in.q, in.kv, in.options), reference(in.q, in.kv, in.options));
+  Problem p = resolve(in.q, in.kv, in.options);
+  Forward f;
+  const View& q = p.args.q.data;
+  std::vector<std::int64_t> o(q.shape.begin(), q.shape.begin() + q.rank);
+  const auto rows = p.spec.rows == RowKind::ragged ? std::vector<std::int64_t>{o[1], o[0]}
+                                                   : std::vector<std::int64_t>{o[0], o[1], o[2]};
+  o.back() = p.spec.dv;
+  p.args.o = f.o = allocate({}, {}, DType::f64, o);
+  p.args.lse = f.lse = allocate({}, {}, DType::f64, rows);
+  ref::forward(p.spec, p.args, sample);
+  return readings(p, f, sample);
+}
+
+/// Gradients of the sample in float64, from the backend's own O and LSE.
+std::vector<Reading> sampled_gradients(Problem p, const Sample& sample) {
+  Gradients g;
+  const auto make = [](Tensor& t, View& to, const View& like) {
+    to = t = Tensor::empty_like(like, DType::f64);
+  };
+  if (p.spec.want_dq) make(g.q, p.args.dq, p.args.q.data);
+  if (p.spec.want_dk) make(g.k, p.args.dk, p.args.kv.k);
+  if (p.spec.want_dv) make(g.v, p.args.dv, p.args.kv.v);
+  ref::backward(p.spec, p.args, sample);
+  return readings(p, g, sample);
+}
+
+}  // namespace
+
+Evidence of_forward(const Case& c, const Inputs& in, const Forward& f, const Sample& sample) {
+  const Problem problem = resolve(in.q, in.kv, in.options);
+  Evidence e;
+  e.got = readings(problem, f, sample);
+  Problem plain = problem;  // what the twin computes
+  Quantised rounded;
+  e.oracle = sampled_forward(in, sample);
+  if (c.quantised()) {
+    rounded = quantised(in.q, in.kv, in.options);
+    plain = resolve(rounded.q, rounded.kv, rounded.options);
+    plain.spec.precision = problem.spec.precision;
+    plain.spec.out_dtype = problem.spec.out_dtype;
+    Inputs same = in;
+    same.q = rounded.q;
+    same.kv = rounded.kv;
+    same.options = rounded.options;
+    e.exact = std::exchange(e.oracle, sampled_forward(same, sample));
+  }
+  e.twins = twins_of(c, plain, sample);
+  return e;
+}
+
+Evidence of_backward(const Case& c,
+                     const Inputs& in,
+                     const Forward& forward,
+                     const Gradients& gradients,
+                     const Sample& sample) {
+  Evidence e;
+  const auto resolved = [&](const Forward& f) {
+    return resolve_backward(in.dout, in.q, in.kv, f.o, f.lse, in.options, in.backward);
+  };
+  if (sample.whole()) {
+    const Problem problem = resolved(reference(in.q, in.kv, in.options));
+    e.got = readings(problem, gradients);
+    e.oracle = readings(problem, reference_backward(in.dout, in.q, in.kv, in.options, in.backward));
+    e.twins = twins_of(c, problem, sample);
+    return e;
+  }
+  const Problem problem = resolved(forward);
+  e.got = readings(problem, gradients, sample);
+  e.oracle = sampled_gradients(problem, sample);
+  e.twins = twins_of(c, problem, sample);
+  return e;
+}
+
+DType multiplied_as(const Case& c) { return c.precision == "i8/bf16" ? DType::bf16 : c.dtype; }
+
+}  // namespace undivided::check
