@@ -158,7 +158,7 @@ int run(const Flags& f) {
                             peak.of);
   Peak gpu_peak;
   if (gpu) {
-    gpu_peak = measured_peak(Backend::cuda);
+    gpu_peak = measured_peak(Backend::cuda, DType::f16);
     report.machine += " with " + cuda::driver().device(0).name;
   }
   if (!f.json) {

@@ -13,6 +13,7 @@
 #include "cpu/peak.hpp"
 #include "cuda/driver.hpp"
 #include "cuda/memory.hpp"
+#include "cuda/peak.hpp"
 
 namespace undivided::cli {
 namespace {
@@ -124,8 +125,13 @@ double Job::backward_flops() const {
 
 Peak measured_peak(Backend backend, DType dtype, bool forced) {
   if (backend == Backend::cuda) {
-    const cuda::DeviceInfo& d = cuda::driver().device(0);
-    return {d.tensor_flops * 1e-9, fmt::format("{}: tensor cores at its clock", d.name)};
+    const DType multiplied = is_float16(dtype) ? dtype : DType::bf16;
+    const cuda::MmaPeak peak = cuda::measured_mma_peak(0, multiplied);
+    return {peak.flops * 1e-9,
+            fmt::format("{}: measured mma peak ({}, {})",
+                        cuda::driver().device(0).name,
+                        peak.instruction,
+                        name_of(multiplied))};
   }
   constexpr double moment = 0;  // one slice
   const char* isa = cpu::chosen_kernels().name;

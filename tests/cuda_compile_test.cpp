@@ -10,6 +10,7 @@
 
 #include "cuda/cache.hpp"
 #include "cuda/nvrtc.hpp"
+#include "cuda/peak.hpp"
 #include "cuda_specs.hpp"
 #include "undivided/error.hpp"
 
@@ -102,6 +103,28 @@ TEST(CudaCompile, ACoveringSetCompilesWithoutSpills) {
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   std::printf("%zu kernels, %zu compiled now, %.1f s\n", set.size(), compiled.load(), seconds);
   for (const std::string& f : failures) ADD_FAILURE() << f;
+}
+
+TEST(CudaCompile, ThePeakKernelMultipliesInRegistersOnEveryTarget) {
+  if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+  const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
+  for (const int arch : {80, 89, 90, 120})
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+      const KernelSource source = peak_source(dtype, arch);
+      const bool hopper = arch == 90;
+      EXPECT_EQ(source.specific, hopper);
+      EXPECT_EQ(source.text.find("wgmma.mma_async") != std::string::npos, hopper);
+      const Kernel k = cache.get([&](int) { return source; }, arch, Compile::allowed);
+      EXPECT_GT(k.report.registers, hopper ? 128 : 32) << k.name;  // the sums alone
+      EXPECT_EQ(k.report.spill_bytes, 0) << k.name;
+      EXPECT_EQ(k.report.stack_bytes, 0) << k.name;
+    }
+  try {
+    peak_source(DType::f32, 90);
+    FAIL();
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("f16 and bf16, not f32"), std::string::npos) << e.what();
+  }
 }
 
 TEST(CudaCompile, SharedMemoryFitsTheSmallestCard) {

@@ -3,12 +3,14 @@
 // compile.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "cuda/driver.hpp"
 #include "cuda/memory.hpp"
+#include "cuda/peak.hpp"
 #include "undivided/undivided.hpp"
 
 namespace undivided {
@@ -317,6 +319,18 @@ TEST_F(Gpu, CompileNeverRunsFromAFilledCache) {
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("compile = never"), std::string::npos) << e.what();
   }
+}
+
+TEST_F(Gpu, TheMeasuredPeakIsBelowTheClocksAndAboveEveryKernel) {
+  const cuda::DeviceInfo& card = cuda::driver().device(0);
+  const cuda::MmaPeak peak = cuda::measured_mma_peak(0, DType::bf16);
+  EXPECT_EQ(peak.instruction, card.arch() == 90 ? "wgmma" : "mma.sync");
+  EXPECT_LT(peak.flops, 1.05 * card.tensor_flops);
+  const Tensor q = cuda::to_device(random(DType::bf16, {2, 16, 4096, 128}, 1), gpu);
+  const std::vector<double> times =
+      cuda::time_on_stream(gpu, {}, 5, [&] { static_cast<void>(attention(q, q, q)); });
+  const double flops = 2.0 * 2 * 16 * 4096 * 4096 * (128 + 128);
+  EXPECT_GT(peak.flops, flops / *std::min_element(times.begin(), times.end()));
 }
 
 TEST_F(Gpu, StridedViewsTravelBothWays) {

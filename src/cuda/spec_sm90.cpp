@@ -50,7 +50,8 @@ std::string wgmma_shared_text(const std::string& name, int n) {
   return text;
 }
 
-// The forms of wgmma with n columns. Every accumulator is an operand, so text is generated.
+}  // namespace
+
 std::string wgmma_text(DType type, int n, bool backward) {
   const char* t = type == DType::f16 ? "f16" : "bf16";
   const int regs = n / 2;
@@ -93,8 +94,6 @@ std::string wgmma_text(DType type, int n, bool backward) {
   if (backward) text += wgmma_shared_text(name, n);
   return text + "};\n\n";
 }
-
-}  // namespace
 
 std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string_view score) {
   const Sm90Tile t = sm90_tile(s);

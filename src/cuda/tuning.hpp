@@ -33,6 +33,9 @@ long long sm90_dq_tiles(const KernelSpec& spec,
 int sm90_dq_floats(const KernelSpec& spec);
 
 std::size_t sm90_shared_memory(const KernelSpec& spec);
+/// The forms of wgmma with n columns (device/wgmma.cuh). Every accumulator is an operand, so text
+/// is generated. `backward`: with the forms that kernels of the backward take besides.
+std::string wgmma_text(DType type, int n, bool backward);
 std::string compose_sm90(const KernelSpec& spec, std::string_view mask, std::string_view score);
 
 /// (batch, head) pairs whose keys and values stay in L2 together.
