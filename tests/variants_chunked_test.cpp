@@ -156,6 +156,20 @@ TEST(Chunked, RefusesByName) {
   expect_refused(with([&](Options& o) { o.determinism = Determinism::invariant; }), {"invariant"});
   expect_refused([&] { chunked_attention_backward(zeros(3, 4), x, x, x); },
                  {"gradient of O is f32 [1, 1, 3, 4]", "[1, 1, 4, 4]"});
+  const Tensor wide = Tensor::zeros(DType::f64, {1, 1, 4, 4});
+  Options single;
+  single.out_dtype = DType::f32;
+  expect_refused([&] { chunked_attention(wide, wide, wide, single); },
+                 {"out_dtype is f32", "f64 like the inputs"});
+  for (const Backend backend : {Backend::cuda, Backend::reference}) {
+    Context context;
+    context.backend = backend;
+    expect_refused([&] { chunked_attention(x, x, x, {}, {}, context); },
+                   {name_of(backend), "on the CPU", "automatic or cpu"});
+  }
+  const View there = elsewhere(x);
+  expect_refused([&] { chunked_attention(there, there, there); },
+                 {"Q is on cuda:0", "attention() is for devices"});
 }
 
 }  // namespace

@@ -203,6 +203,10 @@ TEST(Fastformer, RefusesByName) {
   Context gpu;
   gpu.backend = Backend::cuda;
   expect_refused([&] { fastformer(c.q, c.k, c.v, c.o, gpu); }, {"backend cuda", "on the CPU"});
+  expect_refused([&] { fastformer(c.q, c.k, elsewhere(c.v), c.o); },
+                 {"V is on cuda:0", "copy it to the host"});
+  c.o.w_key = elsewhere(c.wk);
+  expect_refused([&] { c.run(); }, {"w_key is f32 [2, 8]", "on the host"});
 }
 
 }  // namespace

@@ -26,6 +26,13 @@ inline Tensor wave(DType dtype, std::initializer_list<std::int64_t> shape, int c
   return t;
 }
 
+/// The same shape on a GPU: an address that nothing may read.
+inline View elsewhere(const View& v) {
+  View there = v;
+  there.device = {Device::Kind::cuda, 0};
+  return there;
+}
+
 /// x [batch, token, in] times w^T, w [out, in], plus an optional bias.
 inline Tensor linear(const View& x, const View& w, const View& bias = {}) {
   const Tensor y = Tensor::empty(x.dtype, {x.size(0), x.size(1), w.size(0)});

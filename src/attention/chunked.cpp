@@ -277,7 +277,7 @@ Forward chunked_attention(const View& q,
                           const Options& options,
                           const Chunks& chunks,
                           const Context& context) {
-  Problem p = chunked_problem(q, k, v, options, chunks);
+  Problem p = chunked_problem(q, k, v, options, chunks, context);
   const View& rows = p.args.q.data;
   Forward f;
   f.options = options;
@@ -300,7 +300,7 @@ Gradients chunked_attention_backward(const View& dout,
                                      const Options& options,
                                      const Chunks& chunks,
                                      const Context& context) {
-  const Problem p = chunked_problem(q, k, v, options, chunks);
+  const Problem p = chunked_problem(q, k, v, options, chunks, context);
   const View& rows = p.args.q.data;
   View d = dout;
   if (d.rank == 3) d = d.unsqueezed(0);

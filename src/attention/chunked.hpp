@@ -12,8 +12,12 @@
 namespace undivided {
 
 /// A checked call: f32 or f64 on the CPU, dense.
-Problem chunked_problem(
-    const View& q, const View& k, const View& v, const Options& options, const Chunks& chunks);
+Problem chunked_problem(const View& q,
+                        const View& k,
+                        const View& v,
+                        const Options& options,
+                        const Chunks& chunks,
+                        const Context& context);
 
 /// One (batch, head) of a problem, read as rows of T.
 template <class T>

@@ -32,8 +32,12 @@ const T* base(const View& v, std::int64_t b, std::int64_t h) {
 
 }  // namespace
 
-Problem chunked_problem(
-    const View& q, const View& k, const View& v, const Options& options, const Chunks& chunks) {
+Problem chunked_problem(const View& q,
+                        const View& k,
+                        const View& v,
+                        const Options& options,
+                        const Chunks& chunks,
+                        const Context& context) {
   const auto refuse = [](Code code, const std::string& message) {
     throw Error(code, Stage::resolve, "chunked attention: " + message);
   };
@@ -61,6 +65,16 @@ Problem chunked_problem(
   if (p.spec.dtype != DType::f32 && p.spec.dtype != DType::f64)
     refuse(Code::unsupported,
            fmt::format("Q has dtype {}; f32 or f64 is allowed", name_of(p.spec.dtype)));
+  if (p.spec.out_dtype != p.spec.dtype)
+    refuse(Code::unsupported,
+           fmt::format("out_dtype is {}; {} like the inputs is allowed",
+                       name_of(p.spec.out_dtype),
+                       name_of(p.spec.dtype)));
+  if (context.backend == Backend::cuda || context.backend == Backend::reference)
+    refuse(Code::unsupported,
+           fmt::format("backend {} was asked for; it is a loop of its own on the CPU: automatic "
+                       "or cpu is allowed",
+                       name_of(context.backend)));
   return p;
 }
 
