@@ -87,8 +87,8 @@ endfunction()
 # Kernel sources become one generated file: no CUDA toolkit is needed to build.
 function(undivided_embed_kernels target)
   set(folder ${PROJECT_SOURCE_DIR}/src/cuda)
-  # params.hpp, list_params.hpp and page_map.hpp are read by host and kernels alike.
-  file(GLOB kernels CONFIGURE_DEPENDS ${folder}/device/*.cuh ${folder}/kernels/*.cuh ${folder}/params.hpp ${folder}/list_params.hpp ${folder}/page_map.hpp)
+  # params.hpp, list_params.hpp, difference_params.hpp and page_map.hpp are read by host and kernels alike.
+  file(GLOB kernels CONFIGURE_DEPENDS ${folder}/device/*.cuh ${folder}/kernels/*.cuh ${folder}/params.hpp ${folder}/list_params.hpp ${folder}/difference_params.hpp ${folder}/page_map.hpp)
   set(script ${PROJECT_SOURCE_DIR}/cmake/embed.cmake)
   set(out ${PROJECT_BINARY_DIR}/generated/embedded.cpp)
   set(list ${PROJECT_BINARY_DIR}/generated/embedded.txt)

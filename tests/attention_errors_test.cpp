@@ -342,6 +342,16 @@ INSTANTIATE_TEST_SUITE_P(
                       d = zeros({2, 4, 6, 8}, DType::f16);
                     },
                     "the gradient of O has dtype f16; f32 like O is expected"},
+        BackwardRow{"dout_dtype_beside_wide_o",
+                    [](Call& c, Rows& d, View&, View&, BackwardOptions&) {
+                      for (Tensor* t : {&c.q_data, &c.k_data, &c.v_data})
+                        *t = converted(*t, DType::bf16);
+                      c.q = Rows(c.q_data);
+                      c.kv = dense(c.k_data, c.v_data);
+                      c.options.out_dtype = DType::f32;
+                      d = zeros({2, 4, 6, 8}, DType::f16);
+                    },
+                    "the gradient of O has dtype f16; f32 like O, or bf16 like Q, is expected"},
         BackwardRow{
             "partial",
             [](Call& c, Rows&, View&, View&, BackwardOptions&) { c.options.partial = true; },

@@ -41,16 +41,21 @@ Rows like_rows(const Rows& q, const View& data) {
   return r;
 }
 
-void expect_backward(const Case& c, bool with_dlse = false, const Context& context = {}) {
+void expect_backward(const Case& c,
+                     bool with_dlse = false,
+                     const Context& context = {},
+                     std::optional<DType> dout_dtype = {}) {
   const Data x = data_of(c);
   Problem f = resolve(x.q, x.kv, c.options);
   const Results forward(f, f.spec.out_dtype, DType::f32);
   forward.attach(f.args);
   if (c.mask_plan) add_mask_plan(f);
   run_cpu(f, context);
-  Tensor dout = random_tensor(f.spec.out_dtype, {f.args.o.count()}, c.seed + 9);
+  Tensor dout =
+      random_tensor(dout_dtype.value_or(f.spec.out_dtype), {f.args.o.count()}, c.seed + 9);
   View d = f.args.o;
   d.data = dout.data;
+  d.dtype = dout.dtype;
   for (int axis = d.rank - 1, step = 1; axis >= 0; --axis) {
     d.stride[axis] = step;
     step *= static_cast<int>(d.shape[axis]);
@@ -263,6 +268,7 @@ TEST_P(CpuBackward, SixteenBitInputs) {
         c.options.dropout = 0.2;
         c.options.out_dtype = DType::f32;
         expect_backward(c, true);
+        expect_backward(c, true, {}, t);  // dO like the inputs, O in float32
       }
 }
 

@@ -105,6 +105,8 @@ inline std::vector<Sample> covering_set() {
   for (const KernelKind kind :
        {KernelKind::sort_rows, KernelKind::meet_rows, KernelKind::plan_rows, KernelKind::take_rows})
     add(kind, 64, i++);
+  for (const KernelKind kind : {KernelKind::difference, KernelKind::difference_backward})
+    for (int target = 0; target < 2; ++target) add(kind, 64, i++);
   return out;
 }
 

@@ -192,8 +192,29 @@ TEST(DifferentialV1, PackedRowsAreTheSequencesOneByOne) {
   }
 }
 
+TEST(DifferentialV1, PackedRowsPastTheLastSequenceBelongToNobody) {
+  const Tensor q = wave(DType::f32, {9, 4, 4}, 0), k = wave(DType::f32, {9, 2, 4}, 1),
+               v = wave(DType::f32, {9, 1, 8}, 2), dout = wave(DType::f32, {9, 2, 8}, 3);
+  const std::int32_t at[] = {0, 3, 7};
+  LayerV1 layer(DType::f32, 1);
+  const Kv kv = ragged(k, v, view(const_cast<std::int32_t*>(at), {3}));
+  const auto gradients = [&](std::int64_t rows) {
+    const Rows some = ragged(q.sliced(0, 0, rows), view(const_cast<std::int32_t*>(at), {3}));
+    DifferentialForward f = differential(some, kv, layer.p, layer.options);
+    for (Forward& branch : f.branches)
+      for (std::int64_t i = 7 * 2 * 8; i < branch.o.count(); ++i) branch.o.ptr<float>()[i] = NAN;
+    return differential_backward(dout.sliced(0, 0, rows), some, kv, layer.p, f);
+  };
+  const DifferentialGradients a = gradients(7), b = gradients(9);
+  EXPECT_EQ(a.lambda, b.lambda);
+  EXPECT_EQ(largest_difference(a.q1, b.q1), 0);
+  EXPECT_EQ(largest_difference(a.k, b.k), 0);
+  EXPECT_EQ(largest_difference(a.q, b.q.sliced(0, 0, 7)), 0);
+}
+
 TEST(DifferentialV1, RowsWithoutKeysAreZero) {
   LayerV1 layer(DType::f32, 2);
+  layer.p.norm_eps = 0;
   layer.options.mask = mask([](auto, auto, auto q, auto k) { return k <= q && q > 1; });
   const DifferentialForward f = layer.run();
   EXPECT_EQ(value(f.o, 0), 0);
@@ -201,6 +222,31 @@ TEST(DifferentialV1, RowsWithoutKeysAreZero) {
       wave(DType::f32, {2, 2, 5, 8}, 3), layer.q, dense(layer.k, layer.v), layer.p, f);
   EXPECT_EQ(load_element(DType::f32, g.q.at({0, 0, 1, 2})), 0);
   EXPECT_TRUE(std::isfinite(g.lambda));
+}
+
+TEST(DifferentialV1, DevicesAreRefusedByName) {
+  const LayerV1 layer(DType::f64, 2), single(DType::f32, 2), half(DType::f16, 2);
+  for (const LayerV1* l : {&layer, &single})
+    expect_refused(
+        [&] {
+          differential(elsewhere(l->q), dense(elsewhere(l->k), elsewhere(l->v)), l->p, l->options);
+        },
+        {name_of(l->q.dtype), "on cuda:0", "f16 or bf16"});
+  DifferentialV1 p = half.p;
+  const Tensor weight = wave(DType::f64, {8}, 0);
+  p.norm_weight = elsewhere(weight);
+  expect_refused([&] { differential(half.q, dense(half.k, half.v), p, half.options); },
+                 {"norm_weight is f64 [8] on cuda:0", "on the host"});
+  expect_refused(
+      [&] {
+        differential(
+            elsewhere(half.q), dense(elsewhere(half.k), elsewhere(half.v)), p, half.options);
+      },
+      {"norm_weight is f64 [8] on cuda:0", "f32 on cuda:0"});
+  Context cpu;
+  cpu.backend = Backend::cpu;
+  expect_refused([&] { differential(layer.q, dense(layer.k, layer.v), layer.p, {}, cpu); },
+                 {"backend cpu", "f64", "reference"});
 }
 
 TEST(DifferentialV1, RefusesByName) {
@@ -303,6 +349,8 @@ TEST(DifferentialV2, APairThatWouldReadTwoKvHeadsIsRefused) {
   const Tensor wrong = wave(DType::f32, {2, 5, 2}, 0);
   layer.p.logits = wrong;
   expect_refused([&] { layer.run(); }, {"logits are f32 [2, 5, 2]", "[2, 2, 5]"});
+  layer.p.logits = elsewhere(layer.xl.permuted({0, 2, 1}));
+  expect_refused([&] { layer.run(); }, {"logits is f32 [2, 2, 5] on cuda:0", "on the host"});
 }
 
 }  // namespace

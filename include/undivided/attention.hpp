@@ -148,7 +148,8 @@ struct Gradients {
   Tensor sink;                                           ///< float32 [Hq], when there is a sink
   std::vector<std::pair<std::string, Tensor>> captured;  ///< float32, by array or parameter name
 };
-/// Gradients of attention with respect to its inputs; options, seed and LSE come from `forward`.
+/// Gradients of attention with respect to its inputs; options, seed and LSE come from `forward`. dO
+/// has the type of O, or that of the inputs beside a float32 O.
 Gradients attention_backward(const Rows& dout,
                              const Rows& q,
                              const Kv& kv,

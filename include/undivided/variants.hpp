@@ -25,8 +25,8 @@ enum class DifferentialPairing : std::uint8_t {
   unilm_naive,  ///< row j of Q meets row j / r of K. Refused when r > 1: it mixes components
 };
 
-/// Parameters of the first version. Vectors are f32 or f64, on the host or where Q is; the heads of
-/// a layer share them.
+/// Parameters of the first version. Vectors are f32 or f64 on the host, or f32 where Q is; the
+/// heads of a layer share them.
 struct DifferentialV1 {
   View q1, k1, q2, k2;       ///< [any]: lambda = exp(q1.k1) - exp(q2.k2) + lambda_init
   double lambda_init = 0.8;  ///< differential_lambda_init(depth)
@@ -38,7 +38,9 @@ struct DifferentialV1 {
 /// Parameters of the second version: head h is attention 2h minus sigmoid(logits) times attention
 /// 2h + 1, with no norm. Both must read one KV head.
 struct DifferentialV2 {
-  View logits;  ///< f32 or f64 [batch, head, token] (ragged [head, total]); any strides
+  /// f32 or f64 on the host, or f32 where Q is: [batch, head, token] (ragged [head, total]), any
+  /// strides.
+  View logits;
 };
 
 /// Results, and what the backward needs.
@@ -52,10 +54,14 @@ struct DifferentialForward {
 /// V1: Q [batch, 2 heads, token, d], K [batch, 2 kv heads, token, d], V [batch, kv heads, token,
 /// Dv] (Dv = 2d in the paper); O_h = (1 - lambda_init) RMSNorm(A1 - lambda A2) with A_c =
 /// softmax(Q_c K_c^T) V. V2: Q has 2h heads, K and V are those of grouped attention. A mask or
-/// score sees the heads of each attention call: h of them in V1, 2h in V2. On the CPU more than 64
-/// queries run as one sweep that reads V once for both; else attention() of each, then an epilogue
-/// on the host: on CUDA that copies, waits for the stream and is refused during capture. Rows are
-/// dense without lengths, or ragged.
+/// score sees the heads of each attention call: h of them in V1, 2h in V2. Rows are dense without
+/// lengths, or ragged.
+///
+/// On the CPU more than 64 queries run as one sweep that reads V once for both; else attention() of
+/// each, then an epilogue. On CUDA (f16 or bf16) the epilogue is a kernel and rows stay on the
+/// device. Only parameters that are elsewhere than they are read are copied, which waits for the
+/// stream and is refused during capture: lambda is made on the host, norm_weight and logits are
+/// read where Q is.
 DifferentialForward differential(const Rows& q,
                                  const Kv& kv,
                                  const DifferentialV1& parameters,
@@ -67,8 +73,9 @@ DifferentialForward differential(const Rows& q,
                                  const Options& options = {},
                                  const Context& context = {});
 
-/// Gradients, each with the shape of its input. Those of parameters are f32 (f64 beside f64 data)
-/// on the host.
+/// Gradients, each with the shape of its input. Those of parameters are f32 (f64 beside f64 data):
+/// of vectors where the vector is, of logits where Q is. On CUDA V1 reads sums over its rows back,
+/// which waits for the stream and is refused during capture.
 struct DifferentialGradients {
   Tensor q, k, v;
   Tensor q1, k1, q2, k2, norm_weight;  ///< V1

@@ -44,20 +44,21 @@ LambdaVectors lambda_vectors(const DifferentialData& data, const DifferentialV1&
   return l;
 }
 
-DifferenceNorm norm_of(const DifferentialData& data,
-                       const DifferentialV1& p,
-                       const LambdaVectors& l) {
+Epilogue norm_of(const DifferentialData& data, const DifferentialV1& p, const LambdaVectors& l) {
   const std::int64_t dv = data.kv.v.size(-1);
-  DifferenceNorm norm{l.e1 - l.e2 + p.lambda_init, 1 - p.lambda_init, p.norm_eps, {}};
+  Epilogue norm{l.e1 - l.e2 + p.lambda_init, 1 - p.lambda_init, p.norm_eps, {}, {}};
   if (!std::isfinite(norm.lambda))
     refuse_differential("lambda is {}; exp(q1.k1) and exp(q2.k2) must be finite", norm.lambda);
   if (!(p.norm_eps >= 0))
     refuse_differential("norm_eps is {}; a number >= 0 is expected", p.norm_eps);
-  if (!p.norm_weight) return norm;
-  norm.weight = data.vector("norm_weight", p.norm_weight);
-  if (static_cast<std::int64_t>(norm.weight.size()) != dv)
-    refuse_differential(
-        "norm_weight is {}; [{}] (V's head dim) is expected", p.norm_weight.describe(), dv);
+  const View& w = p.norm_weight;
+  if (!w) return norm;
+  data.check_parameter("norm_weight", w);
+  const bool here = w.device.kind == Device::Kind::cpu;
+  if (here) norm.weight = data.vector("norm_weight", w);
+  if (w.rank != 1 || w.size(0) != dv || (!here && w.step(0) != 1))
+    refuse_differential("norm_weight is {}; [{}] (V's head dim) is expected", w.describe(), dv);
+  norm.weight_view = w;
   return norm;
 }
 
@@ -138,25 +139,27 @@ DifferentialData prepare_v2(const Rows& q,
                         batch,
                         hq / 2,
                         tokens);
+  d.check_parameter("the tensor of logits", l);
   return d;
 }
 
-/// Logits on the host, [batch, head, token].
-Tensor host_logits(const View& logits, const Context& context) {
-  Tensor t;
-  if (logits.device.kind == Device::Kind::cpu)
-    static_cast<View&>(t) = logits;
-  else
-    t = cuda::to_host(logits, context);
-  if (t.rank == 2) static_cast<View&>(t) = t.unsqueezed(0);
-  return t;
+Epilogue gate_of(const DifferentialV2& p) {
+  Epilogue gate;
+  gate.logits = p.logits.rank == 2 ? p.logits.unsqueezed(0) : p.logits;
+  return gate;
 }
 
-Tensor parameter_gradient(const std::vector<double>& values, double factor, DType dtype) {
+/// factor * values, where the parameter is.
+Tensor parameter_gradient(const std::vector<double>& values,
+                          double factor,
+                          DType dtype,
+                          const View& parameter,
+                          const Context& context) {
   Tensor t = Tensor::empty(dtype, {static_cast<std::int64_t>(values.size())});
   for (std::size_t i = 0; i < values.size(); ++i)
     store_element(dtype, t.at({static_cast<std::int64_t>(i)}), factor * values[i]);
-  return t;
+  return parameter.device.kind == Device::Kind::cpu ? t
+                                                    : cuda::to_device(t, parameter.device, context);
 }
 
 }  // namespace
@@ -172,12 +175,8 @@ DifferentialForward differential(const Rows& q,
                                  const Options& options,
                                  const Context& context) {
   const DifferentialData d = prepare_v1(q, kv, p, options, context);
-  const DifferenceNorm norm = norm_of(d, p, lambda_vectors(d, p));
-  DifferentialForward f =
-      d.forward({component(d, p.pairing, 0), component(d, p.pairing, 1)},
-                [&](const View& o1, const View& o2, const View& o, const RowSpan& rows) {
-                  difference_norm(norm, o1, o2, o, rows);
-                });
+  const Epilogue norm = norm_of(d, p, lambda_vectors(d, p));
+  DifferentialForward f = d.forward({component(d, p.pairing, 0), component(d, p.pairing, 1)}, norm);
   f.lambda = norm.lambda;
   return f;
 }
@@ -194,36 +193,37 @@ DifferentialGradients differential_backward(const View& dout,
         "the forward has {} branches; 2 are expected: it is not of the first version",
         forward.branches.size());
   const LambdaVectors l = lambda_vectors(d, p);
-  const DifferenceNorm norm = norm_of(d, p, l);
-  const Tensor dy = d.host_gradient(dout, forward.o);
-  const Tensor o1 = d.host_rows(forward.branches[0].o), o2 = d.host_rows(forward.branches[1].o);
-  const Tensor d1 = Tensor::empty_like(o1, o1.dtype), d2 = Tensor::empty_like(o1, o1.dtype);
-  const DifferenceNormGradient n =
-      difference_norm_backward(norm, dy, o1, o2, d1, d2, executor_of(context));
+  const DifferentialData::Back back = d.backward(dout, forward, norm_of(d, p, l));
 
   DifferentialGradients g;
-  const Tensor dq = d.room(d.q.data), dk = d.room(d.kv.k), dv = d.room(d.kv.v),
-               dv2 = d.room(d.kv.v);
+  // The two gradients of V are rounded once, after their sum.
+  const DType dtype = d.statistic();
+  const Tensor dq = d.room(d.q.data, dtype), dk = d.room(d.kv.k, dtype), dv = d.room(d.kv.v, dtype),
+               dv2 = d.room(d.kv.v, dtype);
   for (std::int64_t c = 0; c < 2; ++c) {
     const DifferentialData::Branch x = component(d, p.pairing, c);
-    d.attend_backward(c == 0 ? d1 : d2,
+    const auto branch = static_cast<std::size_t>(c);
+    d.attend_backward(back.dout[branch],
                       x.q,
                       x.kv,
-                      forward.branches[static_cast<std::size_t>(c)],
+                      forward.branches[branch],
                       component_of(dq, p.pairing, c),
                       component_of(dk, p.pairing, c),
                       c == 0 ? dv : dv2);
   }
-  g.q = d.gradient(dq, q.data);
-  g.k = d.gradient(dk, kv.k);
-  g.v = d.gradient_sum(dv, dv2, kv.v);
-  const DType dtype = d.statistic();
+  g.q = d.gradient(dq, {}, q.data);
+  g.k = d.gradient(dk, {}, kv.k);
+  g.v = d.gradient(dv, dv2, kv.v);
+  const auto of = [&](const View& parameter, const std::vector<double>& values, double factor) {
+    return parameter_gradient(values, factor, dtype, parameter, context);
+  };
+  const EpilogueGradient& n = back.sums;
   g.lambda = n.lambda;
-  g.q1 = parameter_gradient(l.k1, n.lambda * l.e1, dtype);
-  g.k1 = parameter_gradient(l.q1, n.lambda * l.e1, dtype);
-  g.q2 = parameter_gradient(l.k2, -n.lambda * l.e2, dtype);
-  g.k2 = parameter_gradient(l.q2, -n.lambda * l.e2, dtype);
-  if (p.norm_weight) g.norm_weight = parameter_gradient(n.weight, 1, dtype);
+  g.q1 = of(p.q1, l.k1, n.lambda * l.e1);
+  g.k1 = of(p.k1, l.q1, n.lambda * l.e1);
+  g.q2 = of(p.q2, l.k2, -n.lambda * l.e2);
+  g.k2 = of(p.k2, l.q2, -n.lambda * l.e2);
+  if (p.norm_weight) g.norm_weight = of(p.norm_weight, n.weight, 1);
   return g;
 }
 
@@ -233,11 +233,7 @@ DifferentialForward differential(const Rows& q,
                                  const Options& options,
                                  const Context& context) {
   const DifferentialData d = prepare_v2(q, kv, p, options, context);
-  const Tensor logits = host_logits(p.logits, context);
-  return d.forward({{d.q, d.kv}},
-                   [&](const View& o1, const View& o2, const View& o, const RowSpan& rows) {
-                     sigmoid_difference(logits, o1, o2, o, rows);
-                   });
+  return d.forward({{d.q, d.kv}}, gate_of(p));
 }
 
 DifferentialGradients differential_backward(const View& dout,
@@ -251,26 +247,18 @@ DifferentialGradients differential_backward(const View& dout,
     refuse_differential(
         "the forward has {} branches; 1 is expected: it is not of the second version",
         forward.branches.size());
-  const std::int64_t heads = d.q.data.size(1) / 2;
-  const Tensor dy = d.host_gradient(dout, forward.o);
-  const Tensor o = d.host_rows(forward.branches[0].o);
-  const Tensor both = Tensor::empty_like(o, o.dtype);
-  const Tensor logits = host_logits(p.logits, context);
+  const DifferentialData::Back back = d.backward(dout, forward, gate_of(p));
   DifferentialGradients g;
-  g.logits = Tensor::empty_like(logits, d.statistic());
-  sigmoid_difference_backward(logits,
-                              dy,
-                              every_head(o, 1, 2, heads),
-                              every_head(both, 0, 2, heads),
-                              every_head(both, 1, 2, heads),
-                              g.logits,
-                              executor_of(context));
+  g.logits = back.logits;
   if (p.logits.rank == 2) static_cast<View&>(g.logits) = g.logits.selected(0, 0);
-  const Tensor dq = d.room(d.q.data), dk = d.room(d.kv.k), dv = d.room(d.kv.v);
-  d.attend_backward(both, d.q, d.kv, forward.branches[0], dq, dk, dv);
-  g.q = d.gradient(dq, q.data);
-  g.k = d.gradient(dk, kv.k);
-  g.v = d.gradient(dv, kv.v);
+  const DType dtype = d.q.data.dtype;
+  g.q = d.room(d.q.data, dtype);
+  g.k = d.room(d.kv.k, dtype);
+  g.v = d.room(d.kv.v, dtype);
+  d.attend_backward(back.dout[0], d.q, d.kv, forward.branches[0], g.q, g.k, g.v);
+  g.q = d.gradient(g.q, {}, q.data);
+  g.k = d.gradient(g.k, {}, kv.k);
+  g.v = d.gradient(g.v, {}, kv.v);
   return g;
 }
 

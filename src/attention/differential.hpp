@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both versions of differential attention share: checked data, attention calls, host copies.
+// What both versions of differential attention share: checked data, attention calls, epilogues.
 #pragma once
 
 #include <fmt/format.h>
 
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "attention/differential_rows.hpp"
+#include "cuda/difference.hpp"
 #include "undivided/variants.hpp"
 
 namespace undivided {
@@ -26,7 +26,8 @@ View every_head(const View& v, std::int64_t first, std::int64_t step, std::int64
 
 Executor& executor_of(const Context& context);
 
-/// Q, K and V of a call. Rows on the host are [batch, head, token, dim], ragged ones with batch 1.
+/// Q, K and V of a call. Rows of an epilogue are [batch, head, token, dim], ragged ones with
+/// batch 1.
 class DifferentialData {
  public:
   /// Refuses what the composition cannot honour. Adds a batch axis to a single sequence.
@@ -37,7 +38,10 @@ class DifferentialData {
 
   /// float64 for the oracle, else float32: branches, statistics and gradients of parameters.
   DType statistic() const;
+  bool on_cpu() const { return q.data.device.kind == Device::Kind::cpu; }
   std::vector<double> vector(const char* name, const View& v) const;
+  /// Refuses what an epilogue cannot read: it is where Q is, f32 on CUDA, or on the host.
+  void check_parameter(const char* name, const View& v) const;
 
   Forward attend(const Rows& rows, const Kv& keys) const;
 
@@ -46,12 +50,19 @@ class DifferentialData {
     Rows q;
     Kv kv;
   };
-  /// Runs the branches, and the epilogue on rows of `o` (on the host, statistic() dtype): in one
-  /// sweep that reads V once where that exists, else one attention after another.
-  using Epilogue =
-      std::function<void(const View& o1, const View& o2, const View& o, const RowSpan& rows)>;
+  /// Runs the branches, then the epilogue where the data is: in one sweep that reads V once where
+  /// that exists, else one attention after another.
   DifferentialForward forward(const std::vector<Branch>& branches, const Epilogue& epilogue) const;
-  /// Writes the gradients, of statistic() dtype, into views of any stride. `dout` is on the host.
+
+  /// dO of each branch, or of the one with all heads, where the data is; and gradients of
+  /// parameters: on the host, but those of the logits.
+  struct Back {
+    std::vector<Tensor> dout;
+    Tensor logits;
+    EpilogueGradient sums;
+  };
+  Back backward(const View& dout, const DifferentialForward& f, const Epilogue& epilogue) const;
+  /// Writes the gradients, all of one dtype, into views of any stride.
   void attend_backward(const View& dout,
                        const Rows& rows,
                        const Kv& keys,
@@ -60,21 +71,20 @@ class DifferentialData {
                        const View& dk,
                        const View& dv) const;
 
-  Tensor host_rows(const Tensor& o) const;
-  /// dO on the host in statistic() dtype, once it is seen to be like O.
-  Tensor host_gradient(const View& dout, const View& o) const;
-  Tensor room(const View& like) const;
-  /// A gradient in the dtype and rank of its input.
-  Tensor gradient(const Tensor& sum, const View& input) const;
-  Tensor gradient_sum(const Tensor& a, const Tensor& b, const View& input) const;
+  /// Room for a gradient.
+  Tensor room(const View& like, DType dtype) const;
+  /// A gradient in the dtype and rank of its input; `b`, when given, is added.
+  Tensor gradient(const Tensor& a, const Tensor& b, const View& input) const;
 
  private:
   bool forward_fused(const std::vector<Branch>& branches,
                      const Epilogue& epilogue,
                      DifferentialForward& f,
                      const View& y) const;
+  void check_gradient(const View& dout, const View& o) const;
   View rows_of(const View& o) const;
-  bool on_cpu() const { return q.data.device.kind == Device::Kind::cpu; }
+  View used(const View& rows) const;
+  cuda::Difference on_device(const Epilogue& epilogue, std::vector<Tensor>& keep) const;
   bool single_ = false;
   Options options_;
   Context context_;

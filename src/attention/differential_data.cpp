@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Data of differential attention: checks, the attention calls, and copies where an epilogue needs
-// them.
+// Data of differential attention: checks, the attention calls, and the epilogues on either device.
 #include <cmath>
 
 #include "attention/differential.hpp"
@@ -85,6 +84,18 @@ DifferentialData::DifferentialData(const Rows& rows,
     add_batch(kv.v);
   }
   const DType dtype = q.data.dtype;
+  if (!on_cpu() && !is_float16(dtype))
+    throw Error(Code::unsupported,
+                Stage::resolve,
+                fmt::format("differential: Q is {} on {}; CUDA kernels multiply f16 or bf16, and "
+                            "f32 and f64 are for the host",
+                            name_of(dtype),
+                            to_string(q.data.device)));
+  if (dtype == DType::f64 && context.backend == Backend::cpu)
+    throw Error(Code::unsupported,
+                Stage::resolve,
+                "differential: backend cpu was asked for and Q is f64, which is for the reference: "
+                "automatic or reference is allowed, or f32 inputs");
   if (options.out_dtype && *options.out_dtype != dtype &&
       (*options.out_dtype != DType::f32 || dtype == DType::f64))
     refuse_differential("out_dtype is {}; {}{} is allowed for {} inputs",
@@ -110,6 +121,16 @@ std::vector<double> DifferentialData::vector(const char* name, const View& v) co
   return values;
 }
 
+void DifferentialData::check_parameter(const char* name, const View& v) const {
+  if (v.device.kind == Device::Kind::cpu) return;
+  if (v.device != q.data.device || v.dtype != DType::f32)
+    refuse_differential("{} is {} on {}; it is expected on the host{}",
+                        name,
+                        v.describe(),
+                        to_string(v.device),
+                        on_cpu() ? "" : ", or as f32 on " + to_string(q.data.device));
+}
+
 Forward DifferentialData::attend(const Rows& rows, const Kv& keys) const {
   Options options = options_;
   options.out_dtype = statistic();
@@ -124,11 +145,8 @@ void DifferentialData::attend_backward(const View& dout,
                                        const View& dq,
                                        const View& dk,
                                        const View& dv) const {
-  // Back from [1, head, total, dim] to packed rows.
-  const View packed = q.offsets ? dout.selected(0, 0).permuted({1, 0, 2}) : dout;
-  const Tensor moved = on_cpu() ? Tensor{} : cuda::to_device(packed, q.data.device, context_);
   Rows gradient = rows;
-  gradient.data = moved ? static_cast<const View&>(moved) : packed;
+  gradient.data = dout;
   if (statistic() == DType::f64) {
     const Gradients g = reference_backward(gradient, rows, keys, forward.options);
     copy(g.q, dq);
@@ -137,7 +155,7 @@ void DifferentialData::attend_backward(const View& dout,
     return;
   }
   BackwardOptions wanted;
-  wanted.gradient_dtype = DType::f32;
+  wanted.gradient_dtype = dq.dtype;
   wanted.captured = false;
   Problem p =
       resolve_backward(gradient, rows, keys, forward.o, forward.lse, forward.options, wanted);
@@ -152,14 +170,35 @@ View DifferentialData::rows_of(const View& o) const {
   return q.offsets ? o.permuted({1, 0, 2}).unsqueezed(0) : o.rank == 3 ? o.unsqueezed(0) : o;
 }
 
-Tensor DifferentialData::host_rows(const Tensor& o) const {
-  Tensor t = o;
-  if (!on_cpu()) t = cuda::to_host(o, context_);
-  static_cast<View&>(t) = rows_of(t);
-  return t;
+/// Without packed rows past the last sequence, which belong to nobody. On the host.
+View DifferentialData::used(const View& rows) const {
+  if (!q.offsets || q.offsets.device.kind != Device::Kind::cpu) return rows;
+  const double last = load_element(q.offsets.dtype, q.offsets.at({q.offsets.size(0) - 1}));
+  return rows.sliced(2, 0, static_cast<std::int64_t>(last));
 }
 
-Tensor DifferentialData::host_gradient(const View& dout, const View& o) const {
+cuda::Difference DifferentialData::on_device(const Epilogue& e, std::vector<Tensor>& keep) const {
+  const auto there = [&](const View& v) -> View {
+    if (!v || v.device.kind != Device::Kind::cpu) return v;
+    keep.push_back(cuda::to_device(v, q.data.device, context_));
+    return keep.back();
+  };
+  const auto floats = [&](const View& v) -> View {
+    if (!v || v.device.kind != Device::Kind::cpu) return v;
+    return there(converted(v, DType::f32));
+  };
+  cuda::Difference d;
+  d.lambda = e.lambda;
+  d.logits = floats(e.logits);
+  d.norm = !e.logits;
+  d.gain = e.gain;
+  d.eps = e.eps;
+  d.offsets = there(q.offsets);
+  d.weight = floats(e.weight_view);
+  return d;
+}
+
+void DifferentialData::check_gradient(const View& dout, const View& o) const {
   bool same = dout.rank == o.rank && dout.dtype == o.dtype && dout.device == o.device;
   for (int axis = 0; same && axis < o.rank; ++axis) same = dout.size(axis) == o.size(axis);
   if (!same)
@@ -168,8 +207,10 @@ Tensor DifferentialData::host_gradient(const View& dout, const View& o) const {
                         to_string(dout.device),
                         o.describe(),
                         to_string(o.device));
-  const Tensor host = on_cpu() ? Tensor{} : cuda::to_host(dout, context_);
-  return converted(rows_of(host ? static_cast<const View&>(host) : dout), statistic());
+  if (!on_cpu() && dout.size(-1) > 1 && dout.step(-1) != 1)
+    refuse_differential("the gradient of O has last stride {}; 1 is expected on {}",
+                        dout.step(-1),
+                        to_string(dout.device));
 }
 
 namespace {
@@ -180,6 +221,9 @@ std::pair<View, View> branch_rows(const View& a, const View& b, bool paired) {
   return paired ? std::pair{every_head(a, 0, 2, heads), every_head(a, 1, 2, heads)}
                 : std::pair{a, b};
 }
+
+/// Packed rows or keys as [1, head, total, dim].
+View four(const View& v) { return v.rank == 3 ? v.permuted({1, 0, 2}).unsqueezed(0) : v; }
 
 }  // namespace
 
@@ -226,7 +270,7 @@ bool DifferentialData::forward_fused(const std::vector<Branch>& branches,
   call.run(
       workspace.data(),
       [&](std::int64_t b, std::int64_t h, std::int64_t first, std::int64_t n) {
-        epilogue(parts.first, parts.second, y, {b, h, first, n});
+        difference(epilogue, parts.first, parts.second, y, {b, h, first, n});
       },
       context_);
   return true;
@@ -241,58 +285,93 @@ DifferentialForward DifferentialData::forward(const std::vector<Branch>& branche
   shape.back() = kv.v.size(-1);
   const DType dtype = options_.out_dtype.value_or(q.data.dtype);
   f.o = allocate(context_, q.data.device, dtype, shape);
-  const bool in_place = on_cpu() && dtype == statistic();
+  const bool in_place = !on_cpu() || dtype == statistic();
   const Tensor host = in_place ? f.o : Tensor::empty_like(f.o, statistic());
   const View y = rows_of(host);
   if (!forward_fused(branches, epilogue, f, y)) {
     f.branches.clear();
-    std::vector<Tensor> o;
-    for (const Branch& b : branches) {
-      f.branches.push_back(attend(b.q, b.kv));
-      o.push_back(host_rows(f.branches.back().o));
+    for (const Branch& b : branches) f.branches.push_back(attend(b.q, b.kv));
+    const auto [o1, o2] = branch_rows(
+        rows_of(f.branches.front().o), rows_of(f.branches.back().o), branches.size() == 1);
+    if (on_cpu()) {
+      const View a = o1, b = o2;
+      for_each_head(y, executor_of(context_), [&](std::int64_t i, std::int64_t h) {
+        difference(epilogue, a, b, y, {i, h, 0, used(y).size(2)});
+      });
+    } else {
+      std::vector<Tensor> keep;
+      cuda::Difference d = on_device(epilogue, keep);
+      d.a = o1;
+      d.b = o2;
+      cuda::difference(d, y, context_);
     }
-    const auto parts = branch_rows(o.front(), o.back(), branches.size() == 1);
-    for_each_head(y, executor_of(context_), [&](std::int64_t b, std::int64_t h) {
-      epilogue(parts.first, parts.second, y, {b, h, 0, y.size(2)});
-    });
   }
-  if (!in_place) {
-    if (on_cpu())
-      copy(host, f.o);
-    else
-      cuda::copy_to_device(converted(host, dtype), f.o, context_.stream);
-  }
+  if (!in_place) copy(host, f.o);
   if (single_) static_cast<View&>(f.o) = f.o.selected(0, 0);
   return f;
 }
 
-Tensor DifferentialData::room(const View& like) const {
-  return allocate(context_, q.data.device, statistic(), shape_of(like));
+DifferentialData::Back DifferentialData::backward(const View& dout,
+                                                  const DifferentialForward& f,
+                                                  const Epilogue& epilogue) const {
+  check_gradient(dout, f.o);
+  Back back;
+  // CUDA kernels for gradients are at their best with 16 bits, to which they round dO anyway.
+  for (const Forward& branch : f.branches)
+    back.dout.push_back(allocate(
+        context_, q.data.device, on_cpu() ? statistic() : q.data.dtype, shape_of(branch.o)));
+  const bool paired = f.branches.size() == 1;
+  const auto o = branch_rows(rows_of(f.branches.front().o), rows_of(f.branches.back().o), paired);
+  const auto d = branch_rows(rows_of(back.dout.front()), rows_of(back.dout.back()), paired);
+  if (epilogue.logits)
+    back.logits = allocate(context_, q.data.device, statistic(), shape_of(epilogue.logits));
+  if (on_cpu()) {
+    const Tensor dy = converted(rows_of(dout), statistic());
+    back.sums = difference_backward(epilogue,
+                                    used(dy),
+                                    used(o.first),
+                                    used(o.second),
+                                    d.first,
+                                    d.second,
+                                    back.logits,
+                                    executor_of(context_));
+    return back;
+  }
+  std::vector<Tensor> keep;
+  cuda::Difference on = on_device(epilogue, keep);
+  on.a = o.first;
+  on.b = o.second;
+  std::vector<double> sums =
+      cuda::difference_backward(on, rows_of(dout), d.first, d.second, back.logits, context_);
+  if (sums.empty()) return back;
+  back.sums.lambda = sums.back();
+  sums.pop_back();
+  back.sums.weight = std::move(sums);
+  return back;
 }
 
-Tensor DifferentialData::gradient(const Tensor& sum, const View& input) const {
-  Tensor g = sum;
-  if (input.dtype != sum.dtype) {
-    g = allocate(context_, q.data.device, input.dtype, shape_of(sum));
-    if (on_cpu())
-      copy(sum, g);
-    else
-      cuda::copy_to_device(
-          converted(cuda::to_host(sum, context_), input.dtype), g, context_.stream);
+Tensor DifferentialData::room(const View& like, DType dtype) const {
+  return allocate(context_, q.data.device, dtype, shape_of(like));
+}
+
+Tensor DifferentialData::gradient(const Tensor& a, const Tensor& b, const View& input) const {
+  Tensor g = a;
+  if (!on_cpu() && (b || input.dtype != a.dtype)) {
+    g = room(a, input.dtype);
+    cuda::Difference sum;
+    sum.a = four(a);
+    if (b) sum.b = four(b);
+    sum.lambda = -1;
+    cuda::difference(sum, four(g), context_);
+  } else {
+    if (b) (a.dtype == DType::f64 ? add<double> : add<float>)(b, a);
+    if (input.dtype != a.dtype) {
+      g = room(a, input.dtype);
+      copy(a, g);
+    }
   }
   if (input.rank == g.rank - 1) static_cast<View&>(g) = g.selected(0, 0);
   return g;
-}
-
-Tensor DifferentialData::gradient_sum(const Tensor& a, const Tensor& b, const View& input) const {
-  if (on_cpu()) {
-    (a.dtype == DType::f64 ? add<double> : add<float>)(b, a);
-  } else {
-    const Tensor x = cuda::to_host(a, context_), y = cuda::to_host(b, context_);
-    add<float>(y, x);
-    cuda::copy_to_device(x, a, context_.stream);
-  }
-  return gradient(a, input);
 }
 
 }  // namespace undivided

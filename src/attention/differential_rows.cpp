@@ -11,7 +11,7 @@
 namespace undivided {
 namespace {
 
-double weight_at(const DifferenceNorm& norm, std::int64_t c) {
+double weight_at(const Epilogue& norm, std::int64_t c) {
   return norm.weight.empty() ? 1.0 : norm.weight[static_cast<std::size_t>(c)];
 }
 
@@ -22,7 +22,7 @@ double scalar(const View& v, std::int64_t b, std::int64_t h, std::int64_t i) {
 /// In T with many partial sums, so that it runs in vectors: the forward calls it for each row while
 /// the row is in the cache.
 template <class T>
-double inverse_rms(const DifferenceNorm& norm, const T* a, const T* b, std::int64_t dim) {
+double inverse_rms(const Epilogue& norm, const T* a, const T* b, std::int64_t dim) {
   constexpr std::int64_t wide = 16;
   const T lambda = static_cast<T>(norm.lambda);
   T part[wide] = {};
@@ -38,12 +38,13 @@ double inverse_rms(const DifferenceNorm& norm, const T* a, const T* b, std::int6
     sum += x * x;
   }
   for (const T x : part) sum += x;
-  return 1 / std::sqrt(sum / static_cast<double>(dim) + norm.eps);
+  const double mean = sum / static_cast<double>(dim) + norm.eps;
+  return mean == 0 ? 0 : 1 / std::sqrt(mean);  // a row without keys stays zero without eps too
 }
 
 template <class T>
 void norm_forward(
-    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, const RowSpan& at) {
+    const Epilogue& norm, const View& o1, const View& o2, const View& y, const RowSpan& at) {
   const std::int64_t dim = o1.size(3);
   const T lambda = static_cast<T>(norm.lambda);
   for (std::int64_t i = at.first; i < at.first + at.count; ++i) {
@@ -58,13 +59,13 @@ void norm_forward(
 }
 
 template <class T>
-DifferenceNormGradient norm_backward(const DifferenceNorm& norm,
-                                     const View& dy,
-                                     const View& o1,
-                                     const View& o2,
-                                     const View& d1,
-                                     const View& d2,
-                                     Executor& executor) {
+EpilogueGradient norm_backward(const Epilogue& norm,
+                               const View& dy,
+                               const View& o1,
+                               const View& o2,
+                               const View& d1,
+                               const View& d2,
+                               Executor& executor) {
   const std::int64_t dim = o1.size(3), heads = o1.size(0) * o1.size(1);
   const auto width = static_cast<std::size_t>(dim + 1);  // the weight's gradient, then lambda's
   std::vector<double> parts(static_cast<std::size_t>(heads) * width);
@@ -90,7 +91,7 @@ DifferenceNormGradient norm_backward(const DifferenceNorm& norm,
       }
     }
   });
-  DifferenceNormGradient sum{0, std::vector<double>(static_cast<std::size_t>(dim))};
+  EpilogueGradient sum{0, std::vector<double>(static_cast<std::size_t>(dim))};
   for (std::size_t n = 0; n < static_cast<std::size_t>(heads); ++n) {
     for (std::size_t c = 0; c + 1 < width; ++c) sum.weight[c] += parts[n * width + c];
     sum.lambda += parts[n * width + width - 1];
@@ -137,40 +138,29 @@ void sigmoid_backward(const View& logits,
 
 }  // namespace
 
-void difference_norm(const DifferenceNorm& norm,
-                     const View& o1,
-                     const View& o2,
-                     const View& y,
-                     const RowSpan& rows) {
-  (o1.dtype == DType::f64 ? norm_forward<double> : norm_forward<float>)(norm, o1, o2, y, rows);
+void difference(
+    const Epilogue& e, const View& o1, const View& o2, const View& y, const RowSpan& rows) {
+  const bool wide = o1.dtype == DType::f64;
+  if (e.logits)
+    (wide ? sigmoid_forward<double> : sigmoid_forward<float>)(e.logits, o1, o2, y, rows);
+  else
+    (wide ? norm_forward<double> : norm_forward<float>)(e, o1, o2, y, rows);
 }
 
-DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
-                                                const View& dy,
-                                                const View& o1,
-                                                const View& o2,
-                                                const View& d1,
-                                                const View& d2,
-                                                Executor& executor) {
-  return (o1.dtype == DType::f64 ? norm_backward<double>
-                                 : norm_backward<float>)(norm, dy, o1, o2, d1, d2, executor);
-}
-
-void sigmoid_difference(
-    const View& logits, const View& o1, const View& o2, const View& y, const RowSpan& rows) {
-  (o1.dtype == DType::f64 ? sigmoid_forward<double>
-                          : sigmoid_forward<float>)(logits, o1, o2, y, rows);
-}
-
-void sigmoid_difference_backward(const View& logits,
-                                 const View& dy,
-                                 const View& o2,
-                                 const View& d1,
-                                 const View& d2,
-                                 const View& dlogits,
-                                 Executor& executor) {
-  (o2.dtype == DType::f64 ? sigmoid_backward<double>
-                          : sigmoid_backward<float>)(logits, dy, o2, d1, d2, dlogits, executor);
+EpilogueGradient difference_backward(const Epilogue& e,
+                                     const View& dy,
+                                     const View& o1,
+                                     const View& o2,
+                                     const View& d1,
+                                     const View& d2,
+                                     const View& dlogits,
+                                     Executor& executor) {
+  const bool wide = o1.dtype == DType::f64;
+  if (!e.logits)
+    return (wide ? norm_backward<double> : norm_backward<float>)(e, dy, o1, o2, d1, d2, executor);
+  (wide ? sigmoid_backward<double>
+        : sigmoid_backward<float>)(e.logits, dy, o2, d1, d2, dlogits, executor);
+  return {};
 }
 
 }  // namespace undivided

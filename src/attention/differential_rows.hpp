@@ -9,10 +9,13 @@
 
 namespace undivided {
 
-/// y = gain * weight * RMSNorm(o1 - lambda o2), over the last axis. (Ye et al. 2024, eq. 2 and 3.)
-struct DifferenceNorm {
+/// y = gain * weight * RMSNorm(o1 - lambda o2), over the last axis (Ye et al. 2024, eq. 2 and 3);
+/// with logits, f32 or f64 [batch, head, token]: y = o1 - sigmoid(logit) o2.
+struct Epilogue {
   double lambda = 0, gain = 1, eps = 0;
-  std::vector<double> weight;  // [Dv], or empty for ones
+  std::vector<double> weight{};  // [Dv], or empty for ones
+  View weight_view{};            // read instead on CUDA
+  View logits{};
 };
 
 // Views are on the host, [batch, head, token, Dv], with unit last stride, all f32 or all f64.
@@ -22,31 +25,22 @@ struct RowSpan {
   std::int64_t b, h, first, count;
 };
 
-void difference_norm(
-    const DifferenceNorm& norm, const View& o1, const View& o2, const View& y, const RowSpan& rows);
+void difference(
+    const Epilogue& e, const View& o1, const View& o2, const View& y, const RowSpan& rows);
 
-struct DifferenceNormGradient {
+struct EpilogueGradient {
   double lambda = 0;
-  std::vector<double> weight;  // [Dv]
+  std::vector<double> weight{};  // [Dv]
 };
-/// Writes the gradients of o1 and o2; those of lambda and the weight are summed in a fixed order.
-DifferenceNormGradient difference_norm_backward(const DifferenceNorm& norm,
-                                                const View& dy,
-                                                const View& o1,
-                                                const View& o2,
-                                                const View& d1,
-                                                const View& d2,
-                                                Executor& executor);
-
-/// y = o1 - sigmoid(logit) o2; logits are f32 or f64 [batch, head, token].
-void sigmoid_difference(
-    const View& logits, const View& o1, const View& o2, const View& y, const RowSpan& rows);
-void sigmoid_difference_backward(const View& logits,
-                                 const View& dy,
-                                 const View& o2,
-                                 const View& d1,
-                                 const View& d2,
-                                 const View& dlogits,
-                                 Executor& executor);
+/// Writes the gradients of o1 and o2, and of the logits if there are any; else returns those of
+/// lambda and the weight, summed in a fixed order.
+EpilogueGradient difference_backward(const Epilogue& e,
+                                     const View& dy,
+                                     const View& o1,
+                                     const View& o2,
+                                     const View& d1,
+                                     const View& d2,
+                                     const View& dlogits,
+                                     Executor& executor);
 
 }  // namespace undivided

@@ -83,11 +83,11 @@ void fill_program(const char* what, const BoundProgram* bound, ProgramRef& out) 
   }
 }
 
+}  // namespace
+
 int element_type(DType dtype) {
   return dtype == DType::f16 ? element_f16 : dtype == DType::bf16 ? element_bf16 : element_f32;
 }
-
-}  // namespace
 
 void set_tiles(const KernelSpec& spec, Params& p) {
   const int m = spec.tile_m(), n = spec.tile_n();

@@ -24,6 +24,7 @@ void fill_mask_plan(const Args& args, Params& p);
 MatrixRef matrix(const View& view, bool packed_rows);
 ScalarRef scalars(const View& view, bool packed_rows);
 IndexRef indices(const View& view);
+int element_type(DType dtype);  ///< ElementType
 
 /// Sets the tile counts of this kernel's grid. sm90: the tiles of all packed sequences are one
 /// column, of which each begins at floor(first row / rows of a tile) + its number.

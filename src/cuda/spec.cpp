@@ -8,6 +8,7 @@
 #include <charconv>
 #include <vector>
 
+#include "cuda/difference_params.hpp"
 #include "cuda/tuning.hpp"
 #include "undivided/error.hpp"
 
@@ -37,6 +38,8 @@ constexpr KindName kinds[] = {
     {KernelKind::plan_rows, "planrows", "plan_rows", "row_lists"},
     {KernelKind::take_rows, "takerows", "take_rows", "row_lists"},
     {KernelKind::round_sums, "sums", "round_sums", "round_sums"},
+    {KernelKind::difference, "diff", "difference", "difference"},
+    {KernelKind::difference_backward, "bwddiff", "difference_backward", "difference"},
 };
 constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
 constexpr const char* row_names[] = {"dense", "ragged"};
@@ -137,6 +140,9 @@ int KernelSpec::threads() const {
     case KernelKind::take_rows:
     case KernelKind::round_sums:
       return 256;
+    case KernelKind::difference:
+    case KernelKind::difference_backward:
+      return difference_threads;
     default:
       return 128;
   }
@@ -172,7 +178,7 @@ std::size_t KernelSpec::shared_memory() const {
 
 KernelSpec canonical(KernelSpec s) {
   KernelSpec none;
-  if (makes_lists(s.kind)) {
+  if (makes_lists(s.kind) || makes_difference(s.kind)) {
     none.kind = s.kind;
     none.arch = s.arch;
     return none;
@@ -378,6 +384,7 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
         arguments);
   };
   if (makes_lists(s.kind)) return text + entry("ListParams", "");
+  if (makes_difference(s.kind)) return text + entry("DifferenceParams", "");
   text += "struct Config {\n";
   text += fmt::format(
       "  using Element = {};\n  using Out = {};\n", device_type(s.dtype), device_type(s.out));
@@ -454,6 +461,9 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       break;  // of ListParams: row_lists.cpp
     case KernelKind::round_sums:
       return (p.sums + 255) / 256;
+    case KernelKind::difference:
+    case KernelKind::difference_backward:
+      break;  // of DifferenceParams: difference.cpp
   }
   return 0;
 }

@@ -14,27 +14,33 @@
 namespace undivided::cuda {
 
 enum class KernelKind : std::uint8_t {
-  forward,        // O and LSE, or one split's partial results
-  combine,        // splits -> O and LSE, in fixed order, plus the sink
-  key_mass,       // column sums of the weights, from the LSE
-  preprocess,     // delta = rowsum(dO * O) - dLSE
-  backward_q,     // dQ and captured gradients
-  backward_kv,    // dK and dV
-  sink_gradient,  // dsink
-  merge,          // two partial results, or one, plus a sink
-  init,           // max_logit = -inf
-  backward,       // family sm90: sums of dQ, and dK and dV, in one pass
-  gather_dq,      // family sm90: the sums to dQ
-  sort_rows,      // sparse attention: lists of the rows that take part,
-  meet_rows,      // which of them meet,
-  plan_rows,      // the mask plan of that,
-  take_rows,      // and rows to and from their places
-  round_sums,     // ordered gradients of captured arrays: fixed point to float32
+  forward,              // O and LSE, or one split's partial results
+  combine,              // splits -> O and LSE, in fixed order, plus the sink
+  key_mass,             // column sums of the weights, from the LSE
+  preprocess,           // delta = rowsum(dO * O) - dLSE
+  backward_q,           // dQ and captured gradients
+  backward_kv,          // dK and dV
+  sink_gradient,        // dsink
+  merge,                // two partial results, or one, plus a sink
+  init,                 // max_logit = -inf
+  backward,             // family sm90: sums of dQ, and dK and dV, in one pass
+  gather_dq,            // family sm90: the sums to dQ
+  sort_rows,            // sparse attention: lists of the rows that take part,
+  meet_rows,            // which of them meet,
+  plan_rows,            // the mask plan of that,
+  take_rows,            // and rows to and from their places
+  difference,           // the epilogue of differential attention,
+  difference_backward,  // and its gradients
+  round_sums,           // ordered gradients of captured arrays: fixed point to float32
 };
 /// Kernels of row_lists.cuh: they read ListParams, and no field of a spec but the target.
 constexpr bool makes_lists(KernelKind k) {
   return k == KernelKind::sort_rows || k == KernelKind::meet_rows || k == KernelKind::plan_rows ||
          k == KernelKind::take_rows;
+}
+/// Kernels of difference.cuh: they read DifferenceParams, and no field of a spec but the target.
+constexpr bool makes_difference(KernelKind k) {
+  return k == KernelKind::difference || k == KernelKind::difference_backward;
 }
 /// portable: mma.sync and cp.async, every target from sm_80. sm90: TMA and wgmma, sm_90a alone.
 enum class Family : std::uint8_t { portable, sm90 };

@@ -286,10 +286,11 @@ Problem resolve_backward(const Rows& dout,
   View d = dout.data;
   if (spec.rows == RowKind::dense) add_batch_axis(d);
   want_like("the gradient of O", d, r.args.q.data, spec.dv);
-  if (d.dtype != o_dtype && d.dtype != DType::f64)
-    refuse("the gradient of O has dtype {}; {} like O is expected",
+  if (d.dtype != o_dtype && d.dtype != spec.dtype && d.dtype != DType::f64)
+    refuse("the gradient of O has dtype {}; {} like O{} is expected",
            name_of(d.dtype),
-           name_of(o_dtype));
+           name_of(o_dtype),
+           o_dtype == spec.dtype ? "" : fmt::format(", or {} like Q,", name_of(spec.dtype)));
   want_unit_stride("the gradient of O", d);
   if (d.device != r.problem.device)
     refuse("the gradient of O is on {} and Q is on {}",
