@@ -38,7 +38,7 @@ papers: bootstrap gqa-uptraining
 
 gqa-uptraining: bootstrap
 	@tools/build release bench_gqa_uptraining
-	@bash -c 'source tools/environment && build/release/bench/bench_gqa_uptraining bench/results/gqa_uptraining.json docs/pictures/gqa_uptraining.svg'
+	@bash -c 'source tools/environment && build/release/bench/bench_gqa_uptraining bench/results/gqa_uptraining.json docs/pictures/gqa_uptraining.svg $(or $(SEEDS),1)'
 
 train-gates: build
 	@tools/train_gates
