@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Encoder and decoder layers.
+#include <type_traits>
+
+#include "nn/blas.hpp"
 #include "undivided/nn/differential.hpp"
 #include "undivided/nn/fastformer.hpp"
 #include "undivided/nn/transformer.hpp"
@@ -16,6 +19,16 @@ FeedForward<T> feed_of(const LayerOptions& o) {
   return FeedForward<T>(
       o.attention.embed_dim, o.hidden, o.activation, o.attention.bias, o.hidden_dropout);
 }
+/// A self-attention that was built elsewhere has its own options.
+template <class T, class Self>
+const LayerOptions& checked(const LayerOptions& o) {
+  const AttentionOptions& a = o.attention;
+  if constexpr (!std::is_same_v<Self, MultiHeadAttention<T>>)
+    require(a.heads == 1 && a.kv_heads == 0 && a.head_dim == 0 && a.dropout == 0 && !a.rope.on,
+            "a layer around a given self-attention reads embed_dim and bias of options.attention; "
+            "set heads, kv_heads, head_dim, dropout and rope on the attention itself");
+  return o;
+}
 AttentionOptions without_rope(AttentionOptions o) {
   o.rope.on = false;
   return o;
@@ -26,7 +39,7 @@ AttentionOptions without_rope(AttentionOptions o) {
 template <class T, class Self>
 EncoderLayer<T, Self>::EncoderLayer(const LayerOptions& o, Self self)
     : self_attn(std::move(self)),
-      feed(feed_of<T>(o)),
+      feed(feed_of<T>(checked<T, Self>(o))),
       norm1(residual<T>(o)),
       norm2(residual<T>(o)),
       causal_(o.causal) {}

@@ -147,6 +147,51 @@ TEST(NnGradient, EncoderLayerPostAndPreNorm) {
   }
 }
 
+struct DecoderCase {
+  std::int64_t kv_heads;
+  bool norm_first, rope;
+  double attention_dropout;
+};
+TEST(NnGradient, DecoderLayerWithOwnGroupedAndSharedKeys) {
+  for (const DecoderCase& c :
+       {DecoderCase{0, false, false, 0}, {2, true, true, 0}, {1, false, true, .3}}) {
+    SCOPED_TRACE(c.kv_heads);
+    LayerOptions o;
+    o.attention.embed_dim = 8;
+    o.attention.heads = 4;
+    o.attention.kv_heads = c.kv_heads;
+    o.attention.head_dim = 4;
+    o.attention.bias = c.kv_heads != 1;
+    o.attention.dropout = c.attention_dropout;
+    o.attention.rope.on = c.rope;
+    o.hidden = 6;
+    o.norm_first = c.norm_first;
+    o.norm = c.norm_first ? NormKind::rms : NormKind::layer;
+    o.activation = Activation::swiglu;
+    o.dropout = o.hidden_dropout = .2;
+    DecoderLayer<double> m(o);
+    EXPECT_EQ(m.self_attn.fused(), c.kv_heads == 0);
+    EXPECT_EQ(m.multihead_attn.options().kv_heads, m.self_attn.options().kv_heads);
+    Matrix<double> memory = random_matrix<double>(10, 8, 6), dmemory(10, 8);
+    const Extent queries{2, 3, {3, 2}}, keys{2, 5, {5, 2}};
+    const auto forward = [&](const Matrix<double>& x, DecoderLayer<double>::Saved* s) {
+      Pass pass;
+      pass.training = true;
+      pass.seed = 8;
+      return m.forward(x, queries, memory, keys, pass, s);
+    };
+    Matrix<double> x = random_matrix<double>(6, 8, 7);
+    check<DecoderLayer<double>, DecoderLayer<double>::Saved>(
+        m, x, 8, forward, [&](const auto& s, const auto& dy) {
+          return m.backward(s, dy, dmemory);
+        });
+    const Matrix<double> dy = random_matrix<double>(6, 8, 99);
+    expect_slope("memory", memory.data(), dmemory.data(), memory.count(), [&] {
+      return dot(forward(x, nullptr), dy);
+    });
+  }
+}
+
 TEST(NnGradient, LossOfEachSmoothing) {
   for (const Smoothing form :
        {Smoothing::uniform, Smoothing::others, Smoothing::others_but_padding}) {
@@ -168,6 +213,8 @@ TEST(NnGradient, WholeModelTiedAndNot) {
     o.encoder_layers = o.decoder_layers = 1;
     o.activation = Activation::gelu;
     o.tie = tie;
+    o.kv_heads = tie ? 0 : 1;
+    o.positions = tie ? Positions::paper : Positions::t2t;
     o.norm_first = o.final_norm = !tie;
     o.dropout = .1;
     Seq2SeqTransformer<double> m(o, 3);

@@ -95,6 +95,32 @@ TEST(NnModel, RotaryCacheEqualsFull) {
   }
 }
 
+TEST(NnModel, AGroupedDecoderLayerStepByStepIsTheWhole) {
+  LayerOptions o;
+  o.attention.embed_dim = 8;
+  o.attention.heads = 4;
+  o.attention.kv_heads = 2;
+  o.attention.rope.on = true;
+  o.hidden = 12;
+  DecoderLayer<double> m(o);
+  ParameterList<double> list;
+  m.collect("", list);
+  randomise(list, 3);
+  EXPECT_EQ(list.size(), 26u);  // two attentions of 8, feed-forward 4, three norms 6
+  const auto x = random_matrix<double>(5, 8, 1), memory = random_matrix<double>(4, 8, 2);
+  Pass pass;
+  const auto full = m.forward(x, {1, 5, {}}, memory, {1, 4, {3}}, pass);
+  DecoderLayer<double>::State state;
+  state.memory = m.multihead_attn.remember(memory, {1, 4, {3}});
+  EXPECT_EQ(state.memory.heads, 2);
+  for (std::int64_t t = 0; t < 5; ++t) {
+    Matrix<double> one(1, 8), want(1, 8);
+    std::copy_n(x.row(t), 8, one.data());
+    std::copy_n(full.row(t), 8, want.data());
+    EXPECT_LT(distance(m.step(one, 1, state, {3}, pass), want), 1e-12);
+  }
+}
+
 TEST(NnModel, OneBeamIsGreedyAndMoreBeamsAreNoWorse) {
   const auto m = model<double>();
   Pass pass;

@@ -316,6 +316,11 @@ TEST(NnVariants, RefuseByName) {
   Fastformer<float> m(f);
   Pass pass;
   expect_refused([&] { m.self(Matrix<float>(4, 8), {1, 4, {}}, true, pass); }, "prefix");
+  LayerOptions layer;
+  layer.attention.embed_dim = 8;
+  layer.attention.kv_heads = 1;
+  expect_refused([&] { EncoderLayer<float, Fastformer<float>>(layer, m); },
+                 "set heads, kv_heads, head_dim");
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ struct LayerOptions {
   double eps = 1e-5;
   double dropout = 0;         ///< on each sub-layer's output
   double hidden_dropout = 0;  ///< on the feed-forward's activations
-  bool causal = false;        ///< an encoder layer looks back only: a decoder-only block
+  /// An encoder layer looks back only: a decoder-only block. A decoder layer always does.
+  bool causal = false;
 };
 
 /// Self-attention is of any kind: multi-head, DifferentialAttention or Fastformer.
@@ -71,7 +72,8 @@ class EncoderLayer {
   explicit EncoderLayer(const LayerOptions& options)
     requires std::constructible_from<Self, AttentionOptions>
       : EncoderLayer(options, Self(options.attention)) {}
-  /// Of options.attention only embed_dim and bias are read.
+  /// Of options.attention embed_dim and bias are read. Raises Error{resolve} if another is set and
+  /// `self` is not multi-head.
   EncoderLayer(const LayerOptions& options, Self self);
   Matrix<T> forward(const Matrix<T>& x,
                     const Extent& extent,
