@@ -43,8 +43,17 @@ int run(const Flags& f) {
     answer(f, translator, f.text);
     return exit_done;
   }
-  for (std::string line; std::getline(std::cin, line);)
-    if (!line.empty()) answer(f, translator, line);
+  std::string held;  // with a map: the one line that it can show
+  for (std::string line; std::getline(std::cin, line);) {
+    if (line.empty()) continue;
+    if (f.map.empty()) {
+      answer(f, translator, line);
+      continue;
+    }
+    if (!held.empty()) refuse("--map draws one line; stdin has more: give one, or --text");
+    held = line;
+  }
+  if (!held.empty()) answer(f, translator, held);
   return exit_done;
 }
 
