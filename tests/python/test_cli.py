@@ -515,7 +515,10 @@ def test_demo_writes_a_page_that_needs_nothing(tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page) and str(ROOT) not in page
 
 
-@pytest.mark.parametrize("command", ["demo", "attend", "check", "bench", "mask", "explain", "info"])
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "attend", "check", "bench", "mask", "explain", "info", "train", "translate", "convert"],
+)
 def test_help_shows_examples(command):
     assert "examples:" in done(command, "--help").stdout
     message = refused(command, "--jsno")
