@@ -30,9 +30,10 @@ std::uint64_t copies_and_waits() {
 Tensor wide(const Tensor& t) { return converted(t, DType::f64); }
 Tensor there(const Tensor& t) { return cuda::to_device(t, gpu); }
 
-/// The largest difference beside the largest element that is wanted.
-void expect_near(const Tensor& got, const Tensor& want, double limit, const char* what) {
-  double largest = 1e-3;
+/// The largest difference beside the largest element that is wanted, or beside `floor`.
+void expect_near(
+    const Tensor& got, const Tensor& want, double limit, const char* what, double floor = 1e-3) {
+  double largest = floor;
   for (std::int64_t i = 0; i < want.count(); ++i)
     largest = std::max(largest, std::abs(value(want, i)));
   const Tensor here = got.device == gpu ? cuda::to_host(got) : got;
@@ -78,11 +79,12 @@ void expect_parameters(const DifferentialGradients& got,
                        const DifferentialV1& p,
                        double limit) {
   EXPECT_NEAR(got.lambda, want.lambda, limit * (1 + std::abs(want.lambda)));
-  expect_near(got.q1, want.q1, limit, "q1");
-  expect_near(got.k2, want.k2, limit, "k2");
+  // Sums over all rows, of terms of both signs: they may be as small as they like.
+  expect_near(got.q1, want.q1, limit, "q1", 1);
+  expect_near(got.k2, want.k2, limit, "k2", 1);
   EXPECT_EQ(got.q1.device, p.q1.device);
   EXPECT_EQ(got.norm_weight.device, p.norm_weight.device);
-  expect_near(got.norm_weight, want.norm_weight, limit, "norm weight");
+  expect_near(got.norm_weight, want.norm_weight, limit, "norm weight", 1);
 }
 void expect_parameters(const DifferentialGradients& got,
                        const DifferentialGradients& want,
@@ -121,12 +123,13 @@ void compare(const Shape& shape, const Parameters& p, const Parameters& on_p, bo
   const DifferentialForward want = differential(exact.rows(), exact.keys(), p, options);
   const DifferentialGradients h =
       differential_backward(exact.dout, exact.rows(), exact.keys(), p, want);
+  // One map less the other, and normed: what is left is small, and 16 bits of each were rounded.
   const double ulp = shape.dtype == DType::f16 ? 0x1p-10 : 0x1p-7;
-  expect_near(f.o, want.o, 8 * ulp, "O");
-  expect_near(g.q, h.q, 16 * ulp, "dQ");
-  expect_near(g.k, h.k, 16 * ulp, "dK");
-  expect_near(g.v, h.v, 16 * ulp, "dV");
-  expect_parameters(g, h, on_p, 16 * ulp);
+  expect_near(f.o, want.o, 16 * ulp, "O");
+  expect_near(g.q, h.q, 32 * ulp, "dQ");
+  expect_near(g.k, h.k, 32 * ulp, "dK");
+  expect_near(g.v, h.v, 32 * ulp, "dV");
+  expect_parameters(g, h, on_p, 32 * ulp);
   // The same bits again.
   EXPECT_EQ(largest_difference(cuda::to_host(f.o), cuda::to_host(forward().o)), 0);
 }
