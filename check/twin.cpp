@@ -48,7 +48,7 @@ float dot_abs(const float* a, const float* b, std::size_t n) {
 void axpy(float scale, const float* x, float* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] += scale * x[i];
 }
-void axpy_square(float scale, const float* x, float* y, std::size_t n) {
+void axpy_square(double scale, const float* x, double* y, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) y[i] += scale * x[i] * (scale * x[i]);
 }
 
@@ -211,7 +211,8 @@ namespace {
 
 /// A gradient tensor in float, and the squared sizes of what was added, before any cancelled.
 struct Gathered {
-  Floats sum, squares;
+  Floats sum;
+  std::vector<double> squares;  // floats would underflow
   explicit Gathered(std::size_t n = 0) : sum(n, 0), squares(n, 0) {}
 };
 
@@ -220,7 +221,7 @@ Reading finish(const std::string& name, DType dtype, const Gathered& g, double u
   Reading r{name, dtype, {}, 0};
   for (std::size_t i = 0; i < g.sum.size(); ++i) {
     r.values.push_back(round_to(dtype, g.sum[i]));
-    r.floor = std::max(r.floor, unit * std::sqrt(static_cast<double>(g.squares[i])));
+    r.floor = std::max(r.floor, unit * std::sqrt(g.squares[i]));
   }
   return r;
 }
@@ -308,7 +309,8 @@ class Backward {
         const float p_sink = std::exp(head.sink - head.lse);
         const auto at = static_cast<std::size_t>(h);
         sink_.sum[at] -= p_sink * delta;
-        sink_.squares[at] += p_sink * delta_size * (p_sink * delta_size);
+        const double size = static_cast<double>(p_sink) * delta_size;
+        sink_.squares[at] += size * size;
       }
       for (std::size_t j = 0; j < head.nk; ++j)
         if (head.score[j] != -infinity) pair(head, j, g, delta, delta_size, dq);
@@ -363,13 +365,13 @@ class Backward {
       }
     }
     to->sum[at] += dscore * part;
-    to->squares[at] += size * part * (size * part);
+    to->squares[at] += static_cast<double>(size) * part * (static_cast<double>(size) * part);
   }
 
   std::vector<Reading> collect() {
-    // Rounding of P and O spoils each contribution by itself: their noise adds in squares.
-    const double unit = p_.spec.dtype == DType::bf16  ? 0x1p-9
-                        : p_.spec.dtype == DType::f16 ? 0x1p-12
+    // P and O, rounded once each, spoil each contribution by itself: their noise adds in squares.
+    const double unit = p_.spec.dtype == DType::bf16  ? 0x1p-8
+                        : p_.spec.dtype == DType::f16 ? 0x1p-11
                                                       : few_float_roundings;
     std::vector<Reading> out;
     if (p_.spec.want_dq) out.push_back(all_dq_);

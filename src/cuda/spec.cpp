@@ -37,9 +37,9 @@ constexpr KindName kinds[] = {
     {KernelKind::meet_rows, "meetrows", "meet_rows", "row_lists"},
     {KernelKind::plan_rows, "planrows", "plan_rows", "row_lists"},
     {KernelKind::take_rows, "takerows", "take_rows", "row_lists"},
-    {KernelKind::round_sums, "sums", "round_sums", "round_sums"},
     {KernelKind::difference, "diff", "difference", "difference"},
     {KernelKind::difference_backward, "bwddiff", "difference_backward", "difference"},
+    {KernelKind::round_sums, "sums", "round_sums", "round_sums"},
 };
 constexpr const char* mask_names[] = {"full", "band", "program", "plan"};
 constexpr const char* row_names[] = {"dense", "ragged"};
