@@ -199,7 +199,6 @@ Figures measured(const Row& r, Backend backend, double budget, const Peak& peak)
       before = other || !read.empty() ? peak.now() : after;
     });
     f.seconds = median(own);
-    f.peak = median(peaks);
     f.of_peak = median(shares);
     if (other) {
       const double flops = backward ? other->backward_flops() : other->forward_flops();
@@ -219,7 +218,10 @@ Figures measured(const Row& r, Backend backend, double budget, const Peak& peak)
     }
   }
   f.gflops = f.flops / f.seconds * 1e-9;
-  if (f.of_peak == 0 && f.peak > 0) f.of_peak = f.gflops / (f.peak * r.threads);
+  if (f.of_peak > 0)
+    f.peak = f.gflops / (f.of_peak * r.threads);  // of the moments that the share is of
+  else if (f.peak > 0)
+    f.of_peak = f.gflops / (f.peak * r.threads);
   return f;
 }
 

@@ -138,4 +138,4 @@ def test_a_map_is_of_one_line(trained, tmp_path):
     model, _ = trained
     says = refused("translate", model, "--map", tmp_path / "m.png", input="12\n34\n")
     assert "--map draws one line" in says and not (tmp_path / "m.png").exists()
-    assert "not in the vocabulary" in refused("translate", model, "--text", "abc")
+    assert "does not know the character 'a'" in refused("translate", model, "--text", "abc")
