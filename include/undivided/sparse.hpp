@@ -54,9 +54,8 @@ struct SparseForward {
 /// are dense f32, f16 or bf16 [batch, head, token, dim], any head dim (CUDA: f16 or bf16, at most
 /// 512), Hq % Hkv == 0. They and the flags are all on the host, or all on one CUDA device; host
 /// flags are copied there. With flags on the device no step of a call waits for it. Of the options
-/// scale, align, determinism, precision, inside
-/// (CUDA: not bits), out_dtype and a score that reads nothing but the score are honoured; others
-/// are refused by name. Raises Error{resolve}.
+/// scale, align, determinism, precision, inside (CUDA: not bits), out_dtype and a score that reads
+/// nothing but the score are honoured; others are refused by name. Raises Error{resolve}.
 SparseForward sparse_attention(const View& q,
                                const View& k,
                                const View& v,

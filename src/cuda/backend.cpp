@@ -57,6 +57,37 @@ Modules& modules(const Context& context) {
   return *static_cast<Modules*>(state.get());
 }
 
+void launch_alone(KernelKind kind,
+                  long long blocks,
+                  void* params,
+                  const char* what,
+                  Device device,
+                  const Context& context) {
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int>::max())
+    throw Error(Code::invalid_argument,
+                Stage::run,
+                fmt::format("{} more thread blocks than one launch has: split the batch", what));
+  Modules& all = modules(context);
+  KernelSpec spec;
+  spec.kind = kind;
+  const std::shared_ptr<const LoadedKernel> kernel =
+      all.get(spec, {}, device.index, context.compile);
+  const DeviceScope scope(all.driver(), device.index);
+  void* arguments[] = {params};
+  all.driver().cuLaunchKernel(kernel->function,
+                              static_cast<unsigned>(blocks),
+                              1,
+                              1,
+                              kernel->threads,
+                              1,
+                              1,
+                              0,
+                              context.stream,
+                              arguments,
+                              nullptr);
+}
+
 Support support_spec(const Spec& s, const Bounds& b) {
   if (s.op != Operation::forward && s.op != Operation::backward && s.op != Operation::merge)
     return Support::no("CUDA has no kernel for this operation",

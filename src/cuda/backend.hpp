@@ -13,6 +13,14 @@ inline constexpr int oldest_arch = 80;  // compute capability 8.0: mma.sync for 
 
 /// The kernels of the library that the context names.
 Modules& modules(const Context& context);
+/// Launches a kernel that belongs to no plan, with parameters of its own; none without blocks.
+/// Raises Error{invalid_argument, run} that begins with `what` when a launch has not so many.
+void launch_alone(KernelKind kind,
+                  long long blocks,
+                  void* params,
+                  const char* what,
+                  Device device,
+                  const Context& context);
 
 /// First the machine (driver, device), then the spec.
 Support support(const Spec& spec, const Bounds& bounds, const Context& context);

@@ -71,29 +71,7 @@ long long blocks_of(const DifferenceParams& p) {
 
 void start(
     KernelKind kind, long long blocks, DifferenceParams& p, Device device, const Context& context) {
-  if (blocks > std::numeric_limits<int>::max())
-    throw Error(Code::invalid_argument,
-                Stage::run,
-                "the epilogue of differential attention needs more thread blocks than one launch "
-                "has: split the batch");
-  Modules& all = modules(context);
-  KernelSpec spec;
-  spec.kind = kind;
-  const std::shared_ptr<const LoadedKernel> kernel =
-      all.get(spec, {}, device.index, context.compile);
-  const DeviceScope scope(all.driver(), device.index);
-  void* arguments[] = {&p};
-  all.driver().cuLaunchKernel(kernel->function,
-                              static_cast<unsigned>(blocks),
-                              1,
-                              1,
-                              kernel->threads,
-                              1,
-                              1,
-                              0,
-                              context.stream,
-                              arguments,
-                              nullptr);
+  launch_alone(kind, blocks, &p, "the epilogue of differential attention needs", device, context);
 }
 
 }  // namespace
@@ -101,7 +79,7 @@ void start(
 void difference(const Difference& d, const View& y, const Context& context) {
   DifferenceParams p = params_of(d);
   p.y = rows(y, p);
-  if (p.rows > 0) start(KernelKind::difference, blocks_of(p), p, y.device, context);
+  start(KernelKind::difference, blocks_of(p), p, y.device, context);
 }
 
 std::vector<double> difference_backward(const Difference& d,

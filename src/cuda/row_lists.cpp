@@ -15,29 +15,7 @@ namespace {
 
 void start(
     KernelKind kind, long long blocks, ListParams& p, Device device, const Context& context) {
-  if (blocks == 0) return;
-  if (blocks > std::numeric_limits<int>::max())
-    throw Error(Code::invalid_argument,
-                Stage::run,
-                "lists of rows need more thread blocks than one launch has: split the batch");
-  Modules& all = modules(context);
-  KernelSpec spec;
-  spec.kind = kind;
-  const std::shared_ptr<const LoadedKernel> kernel =
-      all.get(spec, {}, device.index, context.compile);
-  const DeviceScope scope(all.driver(), device.index);
-  void* arguments[] = {&p};
-  all.driver().cuLaunchKernel(kernel->function,
-                              static_cast<unsigned>(blocks),
-                              1,
-                              1,
-                              kernel->threads,
-                              1,
-                              1,
-                              0,
-                              context.stream,
-                              arguments,
-                              nullptr);
+  launch_alone(kind, blocks, &p, "lists of rows need", device, context);
 }
 
 struct SideLists {

@@ -3,6 +3,7 @@
 // of a query tile.
 #pragma once
 
+#include "device/copy.cuh"
 #include "device/mbarrier.cuh"
 #include "device/tma.cuh"
 #include "device/warpgroup.cuh"
