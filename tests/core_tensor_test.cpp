@@ -2,7 +2,11 @@
 // Claims about views and tensors: addresses, slices, copies, and what is refused.
 #include <gtest/gtest.h>
 
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
 #include <limits>
+#include <string>
 
 #include "undivided/error.hpp"
 #include "undivided/tensor.hpp"
@@ -81,6 +85,37 @@ TEST(Tensor, IsAlignedSharedAndMayBeEmpty) {
   EXPECT_EQ(t.ptr<float>()[7], 2);
   EXPECT_EQ(Tensor::zeros(DType::i8, {0, 4}).count(), 0);
 }
+
+#ifdef __linux__
+/// Do the flags of the mapping that holds `address` ask for huge pages?
+bool asks_for_huge_pages(const void* address) {
+  std::ifstream maps("/proc/self/smaps");
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    std::uintptr_t begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2)
+      inside = begin <= reinterpret_cast<std::uintptr_t>(address) &&
+               reinterpret_cast<std::uintptr_t>(address) < end;
+    else if (inside && line.starts_with("VmFlags:"))
+      return line.find(" hg") != std::string::npos;
+  }
+  return false;
+}
+
+TEST(Tensor, AsksForHugePagesFromTwoMebibytesOn) {
+  constexpr std::int64_t huge = 2 << 20;
+  const Tensor small = Tensor::empty(DType::i8, {huge / 2}),
+               large = Tensor::empty(DType::i8, {2 * huge});
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.data) % 256, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.data) % huge, 0u);
+  if (!std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"))
+    GTEST_SKIP() << "this kernel has no huge pages to ask for";
+  EXPECT_TRUE(asks_for_huge_pages(large.data));
+  EXPECT_TRUE(asks_for_huge_pages(large.ptr<std::int8_t>() + 2 * huge - 1));
+  const int local = 0;
+  EXPECT_FALSE(asks_for_huge_pages(&local));
+}
+#endif
 
 TEST(Copy, ConvertsAndFollowsStrides) {
   const Tensor from = Tensor::empty(DType::f32, {2, 3});

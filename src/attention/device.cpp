@@ -2,7 +2,10 @@
 // Device memory for the verbs: small host arrays go there, contents come back when asked for.
 #include <fmt/format.h>
 
+#include <new>
+
 #include "attention/execute.hpp"
+#include "core/host_memory.hpp"
 #include "cuda/memory.hpp"
 #include "problem/sequence.hpp"
 
@@ -12,10 +15,11 @@ namespace {
 class HostAllocator final : public Allocator {
  public:
   void* allocate(std::size_t bytes, Device, void*) override {
-    return ::operator new(bytes, std::align_val_t{256});
+    if (void* memory = take_host_memory(bytes)) return memory;
+    throw std::bad_alloc();
   }
-  void deallocate(void* data, std::size_t, Device, void*) override {
-    ::operator delete(data, std::align_val_t{256});
+  void deallocate(void* data, std::size_t bytes, Device, void*) override {
+    return_host_memory(data, bytes);
   }
 };
 

@@ -6,8 +6,8 @@
 
 #include <cstring>
 #include <limits>
-#include <new>
 
+#include "core/host_memory.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided {
@@ -72,12 +72,11 @@ View shaped(void* data, DType dtype, std::initializer_list<std::int64_t> shape, 
 }
 
 Tensor allocate(const View& like) {
-  constexpr std::align_val_t alignment{64};
   constexpr std::size_t most = std::size_t{1} << 46;  // far beyond any host of today
   const auto count = static_cast<std::size_t>(like.count());
-  const std::size_t size = size_of(like.dtype);
+  const std::size_t size = size_of(like.dtype), bytes = count * size + 1;
   void* memory = nullptr;
-  if (count <= most / size) memory = ::operator new(count * size + 1, alignment, std::nothrow);
+  if (count <= most / size) memory = take_host_memory(bytes);
   if (!memory)
     throw Error(
         Code::out_of_memory,
@@ -86,7 +85,7 @@ Tensor allocate(const View& like) {
   Tensor t;
   static_cast<View&>(t) = like;
   t.data = memory;
-  t.owner = std::shared_ptr<void>(memory, [](void* p) { ::operator delete(p, alignment); });
+  t.owner = std::shared_ptr<void>(memory, [bytes](void* p) { return_host_memory(p, bytes); });
   return t;
 }
 

@@ -89,13 +89,12 @@ class Backward final : public Prepared {
       pages = arena.take<std::uint8_t>(b.setup_.bounds.pages);
       if (b.form_ == Form::parts) {
         parts = arena.take<float>(b.part_bytes() / 4);
-        used = arena.take<std::uint8_t>(b.chunks() * b.pairs() * b.setup_.spec.group *
-                                        b.setup_.tiles(b.setup_.bounds.max_q_len));
+        used = arena.take<std::uint8_t>(b.chunks() * b.pairs() * b.setup_.spec.group * b.blocks());
       }
       if (b.setup_.spec.captured) captured = CapturedSums::Groups(arena, b.setup_, b.groups());
     }
     float *lse2, *delta, *parts = nullptr;  // parts: [chunk][head][row][padded]
-    std::uint8_t *pages, *used = nullptr;   // used: [chunk][sequence][head][query tile]
+    std::uint8_t *pages, *used = nullptr;   // used: [chunk][sequence][head][sub-block]
     CapturedSums::Groups captured;
   };
   std::int64_t rows() const {
@@ -105,6 +104,9 @@ class Backward final : public Prepared {
   std::int64_t pairs() const { return setup_.bounds.batch * setup_.bounds.kv_heads; }
   std::int64_t chunks() const {  // no key: one empty chunk
     return std::max<std::int64_t>(1, (setup_.bounds.max_k_len + chunk_keys - 1) / chunk_keys);
+  }
+  std::int64_t blocks() const {  // sub-blocks of a head's rows
+    return setup_.tiles(setup_.bounds.max_q_len) * setup_.subs();
   }
   std::int64_t part_bytes() const {
     return chunks() * rows() * setup_.heads() * padded(setup_, setup_.spec.dqk) * 4;
@@ -235,8 +237,7 @@ struct Backward::Call {
         run.spec.rows == RowKind::ragged ? s.q_first : b * setup.bounds.max_q_len;
     const std::int64_t row = (chunk * setup.heads() + h) * plan.rows() + first;
     const std::int64_t flag = (chunk * setup.bounds.batch + b) * setup.heads() + h;
-    return {fixed.parts + row * padded(setup, run.spec.dqk),
-            fixed.used + flag * setup.tiles(setup.bounds.max_q_len)};
+    return {fixed.parts + row * padded(setup, run.spec.dqk), fixed.used + flag * plan.blocks()};
   }
 
   /// dQ of one tile of queries, from the chunks in ascending order.
@@ -246,17 +247,19 @@ struct Backward::Call {
     const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = plan.setup_.tile;
     float sum[512];
     for (std::int64_t i = tile * size; i < std::min(s.q_len, (tile + 1) * size); ++i) {
-      std::fill_n(sum, d, 0.0f);
+      bool some = false;
       for (std::int64_t c = 0; c * chunk_keys < s.k_len; ++c) {
         const DqPart from = part(s, b, h, c);
-        if (from.used[tile])
-          run.kernels.store_row(from.rows + i * d,
-                                1.0f,
-                                DType::f32,
-                                run.spec.dqk,
-                                reinterpret_cast<std::byte*>(sum),
-                                true);
+        if (!from.used[i / run.kernels.lanes]) continue;
+        run.kernels.store_row(from.rows + i * d,
+                              1.0f,
+                              DType::f32,
+                              run.spec.dqk,
+                              reinterpret_cast<std::byte*>(sum),
+                              some);
+        some = true;
       }
+      if (!some) std::fill_n(sum, d, 0.0f);
       run.kernels.store_row(sum,
                             static_cast<float>(run.args.scale),
                             run.args.dq.dtype,

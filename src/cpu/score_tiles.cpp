@@ -32,6 +32,7 @@ ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
   head = arena.take<std::int32_t>(all);
   edges = arena.take<Edges>(subs);
   runs = arena.take<PlanRuns>(subs);
+  ready = arena.take<Ready>(subs);
   ranges = arena.take<RowRange>(subs);
   words = arena.take<std::uint64_t>(setup.mask.used ? subs * key_block : 0);
   steps =
@@ -48,56 +49,19 @@ void ScoreTiles::begin(
   head_ = head;
   first_ = first;
   count_ = count;
-  const int lanes = kernels_.lanes;
-  subs_ = (count + lanes - 1) / lanes;
-  const expr::Band& band = run_.band;
+  subs_ = (count + kernels_.lanes - 1) / kernels_.lanes;
   const bool banded = run_.mask_kind == MaskKind::band;
   const bool planned = run_.mask_kind == MaskKind::plan;
   if (run_.setup.quantised) load_mean();
   low_ = banded || planned ? s.k_len : 0;
   high_ = banded || planned ? 0 : s.k_len;
+  std::fill_n(memory_.ready, subs_, Ready::nothing);
   for (int sub = 0; sub < subs_; ++sub) {
-    const std::byte* rows[max_lanes];
-    Edges edges{
-        std::numeric_limits<std::int32_t>::max(), 0, std::numeric_limits<std::int32_t>::max(), -1};
-    const int live = lanes_of(sub);
-    for (int lane = 0; lane < lanes; ++lane) {
-      // Idle lanes repeat the last row, so that positions stay in their proven range.
-      const std::int64_t r = row(sub, std::min(lane, live - 1));
-      const std::int64_t token = run_.token_of(r), h = run_.head_of(head, r);
-      const std::int64_t at = std::int64_t{sub} * lanes + lane, q = s.q_origin + token;
-      if (lane < live) rows[lane] = row_address(run_.spec, run_.args.q.data, s, b, h, token);
-      memory_.q[at] = static_cast<std::int32_t>(q);
-      memory_.head[at] = static_cast<std::int32_t>(h);
-      if (!banded) continue;
-      const std::int64_t low = band.has_left ? q - band.left - s.k_origin : 0;
-      const std::int64_t high = band.has_right ? q + band.right - s.k_origin : s.k_len - 1;
-      memory_.low[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(low, 0, s.k_len));
-      memory_.high[at] = static_cast<std::int32_t>(std::clamp<std::int64_t>(high, -1, s.k_len - 1));
-      edges.low_min = std::min(edges.low_min, memory_.low[at]);
-      edges.low_max = std::max(edges.low_max, memory_.low[at]);
-      edges.high_min = std::min(edges.high_min, memory_.high[at]);
-      edges.high_max = std::max(edges.high_max, memory_.high[at]);
-    }
-    float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
-    if (run_.setup.quantised)
-      run_.setup.quantised->pack_queries(rows,
-                                         live,
-                                         run_.spec.dtype,
-                                         run_.spec.dqk,
-                                         memory_.mean,
-                                         run_.q_scale,
-                                         q_t,
-                                         memory_.q_factor + std::int64_t{sub} * lanes,
-                                         memory_.q_offset + std::int64_t{sub} * lanes);
-    else if (run_.setup.dots)
-      kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
-    else
-      kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
-    memory_.edges[sub] = edges;
     if (banded) {
-      low_ = std::min<std::int64_t>(low_, edges.low_min);
-      high_ = std::max<std::int64_t>(high_, edges.high_max + 1);
+      const auto first_low = low_of(row(sub, 0)), last_high = high_of(last_row(sub));
+      memory_.edges[sub] = {first_low, low_of(last_row(sub)), high_of(row(sub, 0)), last_high};
+      low_ = std::min<std::int64_t>(low_, first_low);
+      high_ = std::max<std::int64_t>(high_, last_high + 1);
     }
     if (planned) {
       const MaskPlan& plan = *run_.args.mask_plan;
@@ -110,17 +74,96 @@ void ScoreTiles::begin(
         high_ = std::max<std::int64_t>(high_, std::int64_t{runs.end[-1].end} * MaskPlan::block);
       }
     }
-    const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
-      const Environment env = environment(sub, c);
-      if (sub == 0) code.run(kernels_, expr::Rate::uniform, 0, 1, files.at(sub), env);
-      code.run(kernels_, expr::Rate::query, 0, 1, files.at(sub), env);
-    };
-    if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
-    if (run_.asks_program) prepare(run_.setup.mask, memory_.mask, run_.mask);
   }
+  const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
+    code.run(kernels_, expr::Rate::uniform, 0, 1, files.at(0), environment(0, c));
+  };
+  if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
+  if (run_.asks_program) prepare(run_.setup.mask, memory_.mask, run_.mask);
   low_ = low_ / key_block * key_block;
   high_ = std::min(high_, s.k_len);
   decode_.begin(s, b, run_.kv_head_of(head), count, high_);
+}
+
+/// The first key that a row of a band keeps. Rows ascend, so those of a sub-block lie between the
+/// first one's and the last one's.
+std::int32_t ScoreTiles::low_of(std::int64_t r) const {
+  const expr::Band& band = run_.band;
+  if (!band.has_left) return 0;
+  const std::int64_t q = sequence_.q_origin + run_.token_of(r);
+  return static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(q - band.left - sequence_.k_origin, 0, sequence_.k_len));
+}
+
+/// The last one.
+std::int32_t ScoreTiles::high_of(std::int64_t r) const {
+  const expr::Band& band = run_.band;
+  if (!band.has_right) return static_cast<std::int32_t>(sequence_.k_len - 1);
+  const std::int64_t q = sequence_.q_origin + run_.token_of(r);
+  return static_cast<std::int32_t>(
+      std::clamp<std::int64_t>(q + band.right - sequence_.k_origin, -1, sequence_.k_len - 1));
+}
+
+void ScoreTiles::place(int sub) {
+  if (memory_.ready[sub] != Ready::nothing) return;
+  memory_.ready[sub] = Ready::placed;
+  const std::int64_t last = last_row(sub);
+  for (int lane = 0; lane < kernels_.lanes; ++lane) {
+    // Idle lanes repeat the last row, so that positions stay in their proven range.
+    const std::int64_t r = std::min(row(sub, lane), last);
+    const std::int64_t at = std::int64_t{sub} * kernels_.lanes + lane;
+    memory_.q[at] = static_cast<std::int32_t>(sequence_.q_origin + run_.token_of(r));
+    memory_.head[at] = static_cast<std::int32_t>(run_.head_of(head_, r));
+    if (run_.mask_kind != MaskKind::band) continue;
+    memory_.low[at] = low_of(r);
+    memory_.high[at] = high_of(r);
+  }
+  if (run_.asks_program)
+    run_.setup.mask.run(
+        kernels_, expr::Rate::query, 0, 1, memory_.mask.at(sub), environment(sub, run_.mask));
+}
+
+void ScoreTiles::pack_queries(int sub) {
+  if (memory_.ready[sub] == Ready::packed) return;
+  place(sub);
+  memory_.ready[sub] = Ready::packed;
+  const View& q = run_.args.q.data;
+  ask_rows(q, sub + 1);
+  const std::byte* rows[max_lanes];
+  const int live = lanes_of(sub);
+  const std::int64_t lanes = kernels_.lanes;
+  for (int lane = 0; lane < live; ++lane) {
+    const std::int64_t at = sub * lanes + lane;
+    rows[lane] = row_address(
+        run_.spec, q, sequence_, b_, memory_.head[at], memory_.q[at] - sequence_.q_origin);
+  }
+  float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
+  if (run_.setup.quantised)
+    run_.setup.quantised->pack_queries(rows,
+                                       live,
+                                       run_.spec.dtype,
+                                       run_.spec.dqk,
+                                       memory_.mean,
+                                       run_.q_scale,
+                                       q_t,
+                                       memory_.q_factor + std::int64_t{sub} * lanes,
+                                       memory_.q_offset + std::int64_t{sub} * lanes);
+  else if (run_.setup.dots)
+    kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
+  else
+    kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
+  if (run_.setup.score.used)
+    run_.setup.score.run(
+        kernels_, expr::Rate::query, 0, 1, memory_.score.at(sub), environment(sub, run_.score));
+}
+
+void ScoreTiles::ask_rows(const View& v, int sub) const {
+  if (sub >= subs_) return;
+  const auto bytes = v.size(-1) * static_cast<std::int64_t>(size_of(v.dtype));
+  for (int lane = 0; lane < lanes_of(sub); ++lane) {
+    const std::byte* from = address(v, sub, lane);
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+  }
 }
 
 Environment ScoreTiles::environment(int sub, const Contents& contents) const {
@@ -225,9 +268,12 @@ bool ScoreTiles::visit(std::int64_t j0) {
         run_.setup.mask.run(
             kernels_, expr::Rate::key, 0, rows_, memory_.mask.at(0), environment(0, run_.mask));
       asked = true;
+      place(sub);
       range = program_range(sub);
     }
-    any |= !range.empty();
+    if (range.empty()) continue;
+    any = true;
+    pack_queries(sub);
   }
   return any;
 }

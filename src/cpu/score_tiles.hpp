@@ -24,6 +24,7 @@ class ScoreTiles {
   struct Edges {  // of the keys that the lanes of a sub-block keep
     std::int32_t low_min = 0, low_max = 0, high_min = 0, high_max = 0;
   };
+  enum class Ready : std::uint8_t { nothing, placed, packed };  // of a sub-block's rows
   struct PlanRuns {  // of a sub-block's row of blocks: those not yet passed
     const MaskPlan::Run *next = nullptr, *end = nullptr;
   };
@@ -39,6 +40,7 @@ class ScoreTiles {
     std::int32_t *low, *high, *q, *head;
     Edges* edges;
     PlanRuns* runs;
+    Ready* ready;
     RowRange* ranges;
     std::uint64_t* words;  // [sub-blocks][key_block]: what the mask program keeps
     std::uint64_t* steps;  // [steps of the columns][key_block]
@@ -60,7 +62,7 @@ class ScoreTiles {
   std::int64_t low() const { return low_; }
   std::int64_t high() const { return high_; }
   /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
-  /// are visited in ascending order.
+  /// are visited in ascending order. A sub-block's queries are packed when it meets its first key.
   bool visit(std::int64_t j0);
   void load_keys();      // of the visited block
   void load_values();    // as O sums them
@@ -68,6 +70,8 @@ class ScoreTiles {
   /// Asks for a sub-block's share of the next block of keys and values, which the memory then
   /// brings while this one is computed.
   void prefetch(int sub) const;
+  /// Asks for the rows of a sub-block of Q, or of what has the shape of its rows.
+  void ask_rows(const View& v, int sub) const;
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
@@ -96,6 +100,10 @@ class ScoreTiles {
   int lanes_of(int sub) const { return std::min(kernels_.lanes, count_ - sub * kernels_.lanes); }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
   std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
+  std::byte* address(const View& v, int sub, int lane) const {  // of a row of Q, O, dO or dQ
+    const std::int64_t r = row(sub, lane);
+    return row_address(run_.spec, v, sequence_, b_, run_.head_of(head_, r), run_.token_of(r));
+  }
   float* tile(int sub) const {
     return memory_.s + std::int64_t{sub % slots_} * key_block * kernels_.lanes;
   }
@@ -119,6 +127,11 @@ class ScoreTiles {
   }
 
  private:
+  std::int64_t last_row(int sub) const { return row(sub, lanes_of(sub) - 1); }
+  std::int32_t low_of(std::int64_t row) const;
+  std::int32_t high_of(std::int64_t row) const;
+  void place(int sub);         // positions of the lanes, and what the mask program makes of them
+  void pack_queries(int sub);  // and what the score program makes of them
   template <class F>
   void each_run(const View& view, F&& pack) const;
   void pack_by_columns(const View& view, int d, float* to) const;  // pairs along d

@@ -29,6 +29,8 @@ SweepMemory::SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys)
   rounded = arena.take<std::byte>(setup.dots ? lanes * setup.spec.dv * 2 : 0);
   dq_t = arena.take<float>(all * whole_blocks(setup.spec.dqk));
   dq_part = arena.take<float>(all * whole_blocks(setup.spec.dqk));
+  summed = arena.take<Summed>(setup.subs());
+  loaded = arena.take<bool>(setup.subs());
   raw = arena.take<float>(tile);
   lse2 = arena.take<float>(all);
   delta = arena.take<float>(all);
@@ -53,17 +55,20 @@ void Sweep::run(const Sequence& s,
     tiles.begin(
         s, b, head, t * tile, static_cast<int>(std::min<std::int64_t>(tile, s.q_len - t * tile)));
     const std::int64_t low = std::max(k0, tiles.low()), high = std::min(k1, tiles.high());
-    if (part.used) part.used[t] = low < high;
-    if (low >= high && (!want_dq || part.used)) continue;
-    load_rows(tiles, s, b, head);
-    bool open = false;  // does the part of this chunk hold anything?
+    std::fill_n(memory_.loaded, tiles.subs(), false);
+    std::fill_n(memory_.summed, tiles.subs(), Summed::nothing);
+    if (const FlatCode& code = run_.setup.gradient; code.used && low < high)
+      code.run(kernels_,
+               expr::Rate::uniform,
+               0,
+               1,
+               memory_.files.at(0),
+               tiles.environment(0, run_.score));
     for (std::int64_t j = low; j < high; j += key_block) {
-      if (open && j % chunk_keys == 0) {
-        end_chunk(tiles);
-        open = false;
-      }
+      if (j % chunk_keys == 0) end_chunk(tiles);
       if (!tiles.visit(j)) continue;
-      open = want_dq;
+      for (int sub = 0; sub < tiles.subs(); ++sub)
+        if (!tiles.range(sub).empty()) load_rows(tiles, sub);
       load_keys(tiles);
       for (int first = 0; first < tiles.subs(); first += at_once) {
         const int end = std::min(tiles.subs(), first + at_once);
@@ -74,64 +79,71 @@ void Sweep::run(const Sequence& s,
         if (want_dkv) accumulate_keys(tiles, first, end, k0);
       }
     }
-    if (open) end_chunk(tiles);
-    if (want_dq) store_dq(tiles, part);
+    if (!want_dq) continue;
+    end_chunk(tiles);
+    for (int sub = 0; sub < tiles.subs(); ++sub) {
+      const bool some = memory_.summed[sub] != Summed::nothing;
+      if (part.used) part.used[t * run_.setup.subs() + sub] = some;
+      if (some || !part.used) store_dq(tiles, sub, part);
+    }
   }
 }
 
-void Sweep::load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std::int64_t head) {
+void Sweep::load_rows(ScoreTiles& tiles, int sub) {
+  if (memory_.loaded[sub]) return;
+  memory_.loaded[sub] = true;
   const Spec& spec = run_.spec;
   const View &q = run_.args.q.data, &dout = run_.args.dout.data;
   const std::int64_t lanes = kernels_.lanes;
   const Dots* pairs = run_.setup.dots;
-  for (int sub = 0; sub < tiles.subs(); ++sub) {
-    const std::byte *q_rows[max_lanes], *rows[max_lanes];
-    const int live = tiles.lanes_of(sub);
-    for (int lane = 0; lane < lanes; ++lane) {
-      const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
-      memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: what they become meets zeros
-      if (lane >= live) continue;
-      q_rows[lane] = row_address(spec, q, s, b, head, token);
-      rows[lane] = row_address(spec, dout, s, b, head, token);
-      memory_.lse2[at] = *row_scalar(spec, lse2_, s, b, head, token);
-      memory_.delta[at] = *row_scalar(spec, delta_, s, b, head, token);
-      if (pairs && dout.dtype != DType::bf16) {  // operands of the dot are rounded
-        float wide[max_dim];
-        std::byte* to = memory_.rounded + lane * spec.dv * 2;
-        kernels_.copy_rows(rows[lane], 0, dout.dtype, 1, spec.dv, wide, spec.dv, spec.dv);
-        kernels_.store_row(wide, 1.0f, DType::bf16, spec.dv, to, false);
-        rows[lane] = to;
-      }
-    }
-    float* do_t = memory_.do_t + sub * lanes * whole_blocks(run_.setup.words(spec.dv));
-    if (pairs)
-      kernels_.pack_words(rows, live, 2 * spec.dv, do_t);
-    else
-      kernels_.pack(rows, live, dout.dtype, spec.dv, 1.0f, do_t);
-    const auto keep = [&](const std::byte* const* from, DType dtype, int d, float* to) {
-      const std::int64_t columns = padded(run_.setup, d);
-      to += sub * lanes * columns;
-      if (pairs)
-        pairs->pair_queries(from, live, d, to, columns);
-      else
-        for (int lane = 0; lane < live; ++lane)
-          kernels_.copy_rows(
-              from[lane], 0, dtype, 1, d, to + lane * columns, columns, static_cast<int>(columns));
+  const std::byte *q_rows[max_lanes], *rows[max_lanes];
+  const int live = tiles.lanes_of(sub);
+  tiles.ask_rows(dout, sub + 1);
+  for (int lane = 0; lane < lanes; ++lane) {
+    const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
+    memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: what they become meets zeros
+    if (lane >= live) continue;
+    q_rows[lane] = tiles.address(q, sub, lane);
+    rows[lane] = tiles.address(dout, sub, lane);
+    const auto scalar = [&](const View& v) {
+      return *row_scalar(spec, v, tiles.sequence(), tiles.batch(), tiles.head(), token);
     };
-    if (want_dkv) {
-      keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);
-      keep(rows, dout.dtype, spec.dv, memory_.do_rows);
+    memory_.lse2[at] = scalar(lse2_);
+    memory_.delta[at] = scalar(delta_);
+    if (pairs && dout.dtype != DType::bf16) {  // operands of the dot are rounded
+      float wide[max_dim];
+      std::byte* to = memory_.rounded + lane * spec.dv * 2;
+      kernels_.copy_rows(rows[lane], 0, dout.dtype, 1, spec.dv, wide, spec.dv, spec.dv);
+      kernels_.store_row(wide, 1.0f, DType::bf16, spec.dv, to, false);
+      rows[lane] = to;
     }
-    const FlatCode& code = run_.setup.gradient;
-    if (!code.used) continue;
-    const Environment env = tiles.environment(sub, run_.score);
-    if (sub == 0) code.run(kernels_, expr::Rate::uniform, 0, 1, memory_.files.at(sub), env);
-    code.run(kernels_, expr::Rate::query, 0, 1, memory_.files.at(sub), env);
   }
-  if (!want_dq) return;
-  const std::int64_t count = tiles.subs() * lanes * whole_blocks(spec.dqk);
-  std::fill_n(memory_.dq_t, count, 0.0f);
-  std::fill_n(memory_.dq_part, count, 0.0f);
+  float* do_t = memory_.do_t + sub * lanes * whole_blocks(run_.setup.words(spec.dv));
+  if (pairs)
+    kernels_.pack_words(rows, live, 2 * spec.dv, do_t);
+  else
+    kernels_.pack(rows, live, dout.dtype, spec.dv, 1.0f, do_t);
+  const auto keep = [&](const std::byte* const* from, DType dtype, int d, float* to) {
+    const std::int64_t columns = padded(run_.setup, d);
+    to += sub * lanes * columns;
+    if (pairs)
+      pairs->pair_queries(from, live, d, to, columns);
+    else
+      for (int lane = 0; lane < live; ++lane)
+        kernels_.copy_rows(
+            from[lane], 0, dtype, 1, d, to + lane * columns, columns, static_cast<int>(columns));
+  };
+  if (want_dkv) {
+    keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);
+    keep(rows, dout.dtype, spec.dv, memory_.do_rows);
+  }
+  if (const FlatCode& code = run_.setup.gradient; code.used)
+    code.run(kernels_,
+             expr::Rate::query,
+             0,
+             1,
+             memory_.files.at(sub),
+             tiles.environment(sub, run_.score));
 }
 
 void Sweep::load_keys(ScoreTiles& tiles) {
@@ -184,13 +196,17 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
     a.fill(1.0f);
     return a;
   }();
+  Summed& summed = memory_.summed[sub];
+  const bool begins = summed == Summed::nothing || summed == Summed::whole;
+  if (begins) summed = summed == Summed::nothing ? Summed::first : Summed::more;
+  float* dq = summed == Summed::first ? memory_.dq_t : memory_.dq_part;
   setup.products().accumulate(tiles.keys(),
                               first,
                               sums,
                               spec.dqk,
                               ds,
-                              ones.data(),
-                              memory_.dq_part + sub * lanes * whole_blocks(spec.dqk),
+                              begins ? nullptr : ones.data(),
+                              dq + sub * lanes * whole_blocks(spec.dqk),
                               tiles.vectors(sub));
 }
 
@@ -249,33 +265,36 @@ void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub,
 }
 
 void Sweep::end_chunk(const ScoreTiles& tiles) {
-  const int count = tiles.subs() * kernels_.lanes * whole_blocks(run_.spec.dqk);
-  kernels_.store_row(
-      memory_.dq_part, 1.0f, DType::f32, count, reinterpret_cast<std::byte*>(memory_.dq_t), true);
-  std::fill_n(memory_.dq_part, count, 0.0f);
+  const std::int64_t count = kernels_.lanes * whole_blocks(run_.spec.dqk);
+  for (int sub = 0; sub < tiles.subs(); ++sub) {
+    Summed& summed = memory_.summed[sub];
+    if (summed == Summed::more)
+      kernels_.store_row(memory_.dq_part + sub * count,
+                         1.0f,
+                         DType::f32,
+                         static_cast<int>(count),
+                         reinterpret_cast<std::byte*>(memory_.dq_t + sub * count),
+                         true);
+    if (summed != Summed::nothing) summed = Summed::whole;
+  }
 }
 
-void Sweep::store_dq(const ScoreTiles& tiles, const DqPart& part) {
-  const std::int64_t lanes = kernels_.lanes;
+void Sweep::store_dq(const ScoreTiles& tiles, int sub, const DqPart& part) {
+  float* dq = memory_.dq_t + sub * kernels_.lanes * whole_blocks(run_.spec.dqk);
+  if (memory_.summed[sub] == Summed::nothing)
+    std::fill_n(dq, kernels_.lanes * whole_blocks(run_.spec.dqk), 0.0f);
   float factor[max_lanes];
   std::byte* rows[max_lanes];
-  std::fill_n(factor, lanes, part.rows ? 1.0f : static_cast<float>(run_.args.scale));
-  for (int sub = 0; sub < tiles.subs(); ++sub) {
-    for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
-      const std::int64_t token = tiles.row(sub, lane);
-      rows[lane] =
-          part.rows
-              ? reinterpret_cast<std::byte*>(part.rows + token * dqk_)
-              : row_address(
-                    run_.spec, run_.args.dq, tiles.sequence(), tiles.batch(), tiles.head(), token);
-    }
-    kernels_.unpack(memory_.dq_t + sub * lanes * whole_blocks(run_.spec.dqk),
-                    factor,
-                    tiles.lanes_of(sub),
-                    part.rows ? DType::f32 : run_.args.dq.dtype,
-                    run_.spec.dqk,
-                    rows);
-  }
+  std::fill_n(factor, kernels_.lanes, part.rows ? 1.0f : static_cast<float>(run_.args.scale));
+  for (int lane = 0; lane < tiles.lanes_of(sub); ++lane)
+    rows[lane] = part.rows ? reinterpret_cast<std::byte*>(part.rows + tiles.row(sub, lane) * dqk_)
+                           : tiles.address(run_.args.dq, sub, lane);
+  kernels_.unpack(dq,
+                  factor,
+                  tiles.lanes_of(sub),
+                  part.rows ? DType::f32 : run_.args.dq.dtype,
+                  run_.spec.dqk,
+                  rows);
 }
 
 }  // namespace undivided::cpu

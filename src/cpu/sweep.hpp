@@ -17,6 +17,10 @@ inline constexpr std::int64_t chunk_keys = 512;
 /// Lanes whose weights wait, so that dK and dV are read and written once for all of them.
 inline constexpr int waiting_lanes = 128;
 
+/// dQ of a sub-block: nothing yet; the sums of its first chunk in dq_t; those of whole chunks in
+/// dq_t; and those of a later chunk in dq_part.
+enum class Summed : std::uint8_t { nothing, first, whole, more };
+
 /// Scratch of one worker. `keys` is how many keys its dK and dV buffers hold.
 struct SweepMemory {
   SweepMemory(Arena& arena, const Setup& setup, std::int64_t keys);
@@ -27,6 +31,8 @@ struct SweepMemory {
   float *p_pairs, *ds_pairs;  // the same in pairs of lanes
   std::byte* rounded;         // dO of a sub-block in bf16
   float *dq_t, *dq_part;      // [column][lanes] of each sub-block: of all keys, of a chunk
+  Summed* summed;             // of each sub-block
+  bool* loaded;               // rows of a sub-block
   float *raw, *lse2, *delta;
   float *dk, *dv;  // [keys][padded]
 };
@@ -34,7 +40,7 @@ struct SweepMemory {
 /// Where the dQ of a task goes that saw only some of the keys: rows of float32 without the scale.
 struct DqPart {
   float* rows = nullptr;         // of the head: [query][padded]
-  std::uint8_t* used = nullptr;  // [query tile]
+  std::uint8_t* used = nullptr;  // [sub-block]
 };
 
 class Sweep {
@@ -68,13 +74,13 @@ class Sweep {
            const DqPart& part = {});
 
  private:
-  void load_rows(ScoreTiles& tiles, const Sequence& s, std::int64_t b, std::int64_t head);
+  void load_rows(ScoreTiles& tiles, int sub);
   void load_keys(ScoreTiles& tiles);
   void step(ScoreTiles& tiles, int sub, int slot);
   void apply_gradient(ScoreTiles& tiles, int sub, int slot);
   void accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub, std::int64_t k0);
   void end_chunk(const ScoreTiles& tiles);
-  void store_dq(const ScoreTiles& tiles, const DqPart& part);
+  void store_dq(const ScoreTiles& tiles, int sub, const DqPart& part);
 
   const Run& run_;
   const Kernels& kernels_;
