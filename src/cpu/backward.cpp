@@ -71,13 +71,18 @@ class Backward final : public Prepared {
     Arena worker;
     SweepMemory(worker, setup_, buffer_keys_);
     worker_bytes_ = worker.used();
+    if (alone_) {
+      Arena one;
+      SweepMemory(one, setup_, all_keys());
+      alone_bytes_ = one.used();
+    }
     explanation = describe_backward(setup_);
     describe_form();
     explanation.workspace = workspace();
   }
   std::size_t workspace() const override {
-    return (fixed_bytes_ + worker_bytes_ * static_cast<std::size_t>(setup_.workers) + 255) / 256 *
-           256;
+    const std::size_t workers = worker_bytes_ * static_cast<std::size_t>(setup_.workers);
+    return (fixed_bytes_ + std::max(workers, alone_bytes_) + 255) / 256 * 256;
   }
   void run(const Args& args, void* workspace, const Context& context) const override;
 
@@ -115,8 +120,9 @@ class Backward final : public Prepared {
   std::int64_t groups() const {
     return form_ == Form::parts ? std::min(most_groups, pairs() * chunks()) : 1;
   }
+  std::int64_t all_keys() const { return chunks() * chunk_keys; }
   void choose_form() {
-    const std::int64_t w = setup_.workers, keys = chunks() * chunk_keys;
+    const std::int64_t w = setup_.workers, keys = all_keys();
     const std::int64_t bytes =
         keys * (padded(setup_, setup_.spec.dqk) + padded(setup_, setup_.spec.dv)) * 4;
     const std::int64_t rounds = (pairs() + w - 1) / w;
@@ -131,6 +137,7 @@ class Backward final : public Prepared {
     else
       form_ = parts && chunks() > 1 ? Form::parts : whole ? Form::whole : Form::passes;
     buffer_keys_ = form_ == Form::whole ? keys : chunk_keys;
+    alone_ = fits && form_ != Form::whole && !setup_.spec.captured;
   }
   void describe_form() {
     const char* const text[] = {
@@ -138,6 +145,7 @@ class Backward final : public Prepared {
         "one pass: dK and dV by chunks of 512 keys; their float32 dQ are kept and added in order",
         "two passes: dQ by query tiles, dK and dV by chunks of 512 keys"};
     explanation.notes.emplace_back(text[static_cast<int>(form_)]);
+    if (alone_) explanation.notes.push_back(fmt::format("on one worker {}", text[0]));
     if (form_ == Form::passes)
       explanation.notes.push_back(
           fmt::format("float32 dQ of {} chunks would need {} MiB; {} are allowed",
@@ -158,8 +166,9 @@ class Backward final : public Prepared {
   Setup setup_;
   expr::Gradient gradient_;
   Form form_ = Form::whole;
+  bool alone_ = false;  // takes the form `whole` on an executor of one worker
   std::int64_t buffer_keys_ = chunk_keys;
-  std::size_t fixed_bytes_ = 0, worker_bytes_ = 0;
+  std::size_t fixed_bytes_ = 0, worker_bytes_ = 0, alone_bytes_ = 0;
 };
 
 struct Backward::Call {
@@ -168,11 +177,13 @@ struct Backward::Call {
   const Fixed& fixed;
   View lse2, delta;
   std::byte* worker_memory;
+  Form form;
+  std::int64_t buffer_keys;  // of a task
   bool add = false;  // dK and dV rows may be written more than once
 
   SweepMemory memory(int id) const {
     Arena arena(worker_memory + plan.worker_bytes_ * static_cast<std::size_t>(id));
-    return SweepMemory(arena, plan.setup_, plan.buffer_keys_);
+    return SweepMemory(arena, plan.setup_, buffer_keys);
   }
 
   /// delta = rowsum(dO * O) - dLSE, and LSE in log2 units.
@@ -278,7 +289,7 @@ struct Backward::Call {
             const CapturedSums::Place* captured) const {
     const Spec& spec = run.spec;
     const Sequence s = sequence(spec, run.args, b);
-    const std::int64_t k1 = std::min(s.k_len, k0 + plan.buffer_keys_);
+    const std::int64_t k1 = std::min(s.k_len, k0 + buffer_keys);
     if (k0 >= k1 && !(one_pass && k0 == 0)) return;
     const SweepMemory m = memory(id);
     const std::int64_t dqk = padded(plan.setup_, spec.dqk), dv = padded(plan.setup_, spec.dv);
@@ -290,7 +301,7 @@ struct Backward::Call {
     if (captured) sweep.capture(*captured);
     for (int g = 0; g < spec.group; ++g) {
       const std::int64_t h = kv_head * spec.group + g;
-      const bool kept = sweep.want_dq && plan.form_ == Form::parts;
+      const bool kept = sweep.want_dq && form == Form::parts;
       sweep.run(s,
                 b,
                 h,
@@ -351,12 +362,17 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
                ? View::of(data, DType::f32, {shared.heads, args.q.data.size(0)})
                : View::of(data, DType::f32, {shared.batch, shared.heads, args.q.data.size(2)});
   };
+  // Nobody else could take the other chunks of keys: rows are then loaded and dQ written once.
+  const Form form = alone_ && executor.workers() == 1 ? Form::whole : form_;
+  const std::int64_t buffer_keys = form == Form::whole ? all_keys() : buffer_keys_;
   Call call{*this,
             shared,
             fixed,
             scalars(fixed.lse2),
             scalars(fixed.delta),
-            static_cast<std::byte*>(workspace) + fixed_bytes_};
+            static_cast<std::byte*>(workspace) + fixed_bytes_,
+            form,
+            buffer_keys};
   if (spec.q_lengths || spec.rows == RowKind::ragged) zero(args.dq);
   if (spec.k_lengths || spec.kv != KvKind::dense) {
     zero(args.dk);
@@ -379,7 +395,7 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
 
   CapturedSums sums(shared, gradient_, fixed.captured);
   const bool capturing = spec.captured && setup_.gradient.used;
-  const bool keys = spec.want_dk || spec.want_dv, one_pass = form_ != Form::passes;
+  const bool keys = spec.want_dk || spec.want_dv, one_pass = form != Form::passes;
   if (spec.captured) sums.clear();
   // A group of tasks shares sums: in order, on one thread. So do rows with several writers.
   const auto run_tasks = [&](std::int64_t count, bool in_order, bool capture, auto&& task) {
@@ -398,11 +414,11 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
   };
   const std::int64_t heads = shared.heads, tiles = setup_.tiles(shared.max_q_len);
   const std::int64_t chunks =
-      std::max<std::int64_t>(1, (shared.max_k_len + buffer_keys_ - 1) / buffer_keys_);
+      std::max<std::int64_t>(1, (shared.max_k_len + buffer_keys - 1) / buffer_keys);
   const auto key_task = [&](std::int64_t i, int worker, const CapturedSums::Place* place) {
     call.keys(i / chunks / shared.kv_heads,
               i / chunks % shared.kv_heads,
-              i % chunks * buffer_keys_,
+              i % chunks * buffer_keys,
               worker,
               one_pass,
               place);
@@ -414,7 +430,7 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
   const std::int64_t query_tasks = shared.batch * heads * tiles;
   if (one_pass && (keys || capturing)) {
     run_tasks(key_tasks, serial, capturing, key_task);
-    if (form_ == Form::parts && spec.want_dq)
+    if (form == Form::parts && spec.want_dq)
       executor.parallel_for(query_tasks, [&](std::int64_t i, int) {
         call.add_parts(i / tiles / heads, i / tiles % heads, i % tiles);
       });

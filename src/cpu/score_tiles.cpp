@@ -275,7 +275,17 @@ bool ScoreTiles::visit(std::int64_t j0) {
     any = true;
     pack_queries(sub);
   }
+  next_ = run_.mask_kind != MaskKind::plan || next_is_needed();
   return any;
+}
+
+bool ScoreTiles::next_is_needed() const {
+  const auto block = static_cast<std::int32_t>(j0_ / MaskPlan::block) + 1;
+  return std::any_of(memory_.runs, memory_.runs + subs_, [&](const PlanRuns& runs) {
+    const MaskPlan::Run* run = runs.next;
+    while (run != runs.end && run->end <= block) ++run;
+    return run != runs.end && run->begin <= block;
+  });
 }
 
 /// Packs the rows of the visited block, once for all sub-blocks.
@@ -389,7 +399,7 @@ void ScoreTiles::load_gradient() {
 }
 
 void ScoreTiles::prefetch(int sub) const {
-  if (decode_.used()) return;  // asks by itself
+  if (decode_.used() || !next_) return;  // the decode tile asks by itself
   const int share = (key_block + subs_ - 1) / subs_;
   const std::int64_t first = j0_ + key_block + std::int64_t{sub} * share;
   const std::int64_t end = std::min({first + share, j0_ + 2 * key_block, high_});

@@ -141,6 +141,7 @@ class ScoreTiles {
   void clear_rest(int words, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
+  bool next_is_needed() const;  // of the block after the visited one, by the plan
   /// Asks the mask program about the whole block.
   RowRange program_range(int sub) const;
   /// The chunks between the first and the last key that some lane of the sub-block keeps.
@@ -157,6 +158,7 @@ class ScoreTiles {
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   int count_ = 0, subs_ = 0, rows_ = 0;
+  bool next_ = true;  // is the next block needed?
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
 };
 

@@ -128,10 +128,15 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
     to += sub * lanes * columns;
     if (pairs)
       pairs->pair_queries(from, live, d, to, columns);
-    else
-      for (int lane = 0; lane < live; ++lane)
-        kernels_.copy_rows(
-            from[lane], 0, dtype, 1, d, to + lane * columns, columns, static_cast<int>(columns));
+    else  // rows of a head lie at one distance
+      kernels_.copy_rows(from[0],
+                         live > 1 ? from[1] - from[0] : 0,
+                         dtype,
+                         live,
+                         d,
+                         to,
+                         columns,
+                         static_cast<int>(columns));
   };
   if (want_dkv) {
     keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);
