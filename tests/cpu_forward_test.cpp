@@ -261,6 +261,39 @@ TEST_P(CpuForward, InvariantRowsDoNotDependOnTheirNeighbours) {
   }
 }
 
+TEST_P(CpuForward, ShortRowsSlideOverLargerTilesWithTheSameBits) {
+  std::vector<std::int32_t> document(2300);
+  for (std::size_t i = 0; i < document.size(); ++i)
+    document[i] = static_cast<std::int32_t>(i / 130);
+  const Mask masks[] = {window(90, 10), documents(Array(std::move(document), "document"))};
+  for (const Mask& mask : masks) {
+    Case c{.hq = 4, .hkv = 4, .nq = 2300, .nk = 2300};
+    c.options.mask = mask;
+    const Data x = data_of(c);
+    const auto solve = [&](int workers, std::string* notes) {
+      const auto threads = make_thread_executor(workers);
+      Context context;
+      context.executor = threads.get();
+      Problem p = resolve(x.q, x.kv, c.options);
+      if (!p.args.mask->band.is_band) add_mask_plan(p);
+      const auto prepared = cpu::prepare(p.spec, p.bounds, cpu_device, context);
+      for (const std::string& note : prepared->explanation.notes) *notes += note + "\n";
+      const Results r(p, DType::f32, DType::f32);
+      r.attach(p.args);
+      run_cpu(p, context);
+      return r;
+    };
+    std::string some, many;
+    const Results large = solve(default_executor().workers(), &some), small = solve(64, &many);
+    // Eight workers share four heads in tiles that are large enough to slide.
+    if (default_executor().workers() <= 8)
+      EXPECT_THAT(some, testing::HasSubstr("queries a tile where the keys of a row are few"));
+    EXPECT_THAT(many, testing::Not(testing::HasSubstr("queries a tile where the keys")));
+    EXPECT_EQ(std::memcmp(large.o.data, small.o.data, sizeof(float) * 4 * 2300 * 16), 0);
+    EXPECT_EQ(std::memcmp(large.lse.data, small.lse.data, sizeof(float) * 4 * 2300), 0);
+  }
+}
+
 TEST_P(CpuForward, PartialBlocksReadOnlyTheChunksThatSomeQueryKeeps) {
   enum class By { bits, program, program_without_plan };
   for (const By by : {By::bits, By::program, By::program_without_plan}) {

@@ -179,7 +179,7 @@ struct Backward::Call {
   std::byte* worker_memory;
   Form form;
   std::int64_t buffer_keys;  // of a task
-  bool add = false;  // dK and dV rows may be written more than once
+  bool add = false;          // dK and dV rows may be written more than once
 
   SweepMemory memory(int id) const {
     Arena arena(worker_memory + plan.worker_bytes_ * static_cast<std::size_t>(id));

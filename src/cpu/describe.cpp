@@ -54,6 +54,12 @@ Explanation describe(const Setup& setup, const char* direction) {
                         key_block,
                         products_of(setup),
                         setup.packed ? ", the heads of a group packed into lanes" : "");
+  if (setup.sliding_tile > setup.tile)
+    e.notes.push_back(fmt::format(
+        "{} queries a tile where the keys of a row are few and move along with it: at most {} from "
+        "the first to the last, on average",
+        setup.sliding_tile,
+        sliding_keys));
   const char* names[] = {"fast", "reproducible", "invariant"};
   e.determinism = names[static_cast<int>(s.determinism)];
   if (setup.quantised) {

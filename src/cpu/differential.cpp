@@ -56,11 +56,9 @@ class Call {
         rows_of(worker, c).absorb(run, tiles);
       }
     }
-    for (int c = 0; c < 2; ++c) {
-      rows_of(worker, c).finish(both[c]);
-      for (int sub = 0; sub < both[c].subs(); ++sub)
-        finish(*runs_[c], both[c], rows_of(worker, c), sub);
-    }
+    for (int c = 0; c < 2; ++c)
+      rows_of(worker, c).finish(
+          both[c], true, [&](int sub) { finish(*runs_[c], both[c], rows_of(worker, c), sub); });
     const bool packed_rows = run.spec.rows == RowKind::ragged;
     done_(packed_rows ? 0 : b, h, first + (packed_rows ? s.q_first : 0), count);
   }

@@ -155,9 +155,9 @@ class Call {
             std::int64_t split_keys,
             int id) const {
     const Sequence s = sequence(run_.spec, run_.args, b);
-    const std::int64_t first = index * setup_.tile, rows = run_.rows_of(s);
+    const std::int64_t first = index * run_.tile, rows = run_.rows_of(s);
     if (first >= rows) return;
-    const int count = static_cast<int>(std::min<std::int64_t>(setup_.tile, rows - first));
+    const int count = static_cast<int>(std::min<std::int64_t>(run_.tile, rows - first));
     const Worker w = worker(id);
     ScoreTiles tiles(run_, w.tiles);
     tiles.begin(s, b, head, first, count);
@@ -165,24 +165,26 @@ class Call {
     const std::int64_t low = std::max(tiles.low(), split * split_keys);
     const std::int64_t high =
         splits == 1 ? tiles.high() : std::min(tiles.high(), (split + 1) * split_keys);
+    const auto end = [&](int sub) {
+      splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
+    };
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
       tiles.load_values();
       w.rows.absorb(run_, tiles);
+      w.rows.finish(tiles, false, end);
     }
-    w.rows.finish(tiles);
-    for (int sub = 0; sub < tiles.subs(); ++sub)
-      splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
+    w.rows.finish(tiles, true, end);
   }
 
   /// Merges the parts of one macro-tile's rows in ascending order of keys.
   void merge(std::int64_t b, std::int64_t head, std::int64_t index, std::int64_t splits) const {
     const Sequence s = sequence(run_.spec, run_.args, b);
-    const std::int64_t end = std::min(run_.rows_of(s), (index + 1) * setup_.tile);
+    const std::int64_t end = std::min(run_.rows_of(s), (index + 1) * run_.tile);
     float sum[512];
     const std::int64_t dv = run_.spec.dv;
-    for (std::int64_t row = index * setup_.tile; row < end; ++row) {
+    for (std::int64_t row = index * run_.tile; row < end; ++row) {
       const std::int64_t at = part(b, head, row, splits);
       float m = -infinity, l = 0;
       for (std::int64_t i = 0; i < splits; ++i) m = std::max(m, parts_.m[at + i]);
@@ -216,12 +218,9 @@ class Call {
     const Worker w = worker(id);
     ScoreTiles tiles(run_, w.tiles);
     float sum[mass_keys] = {}, lse2[max_lanes];
-    for (std::int64_t first = 0; first < s.q_len; first += setup_.tile) {
-      tiles.begin(s,
-                  b,
-                  head,
-                  first,
-                  static_cast<int>(std::min<std::int64_t>(setup_.tile, s.q_len - first)));
+    for (std::int64_t first = 0; first < s.q_len; first += run_.tile) {
+      tiles.begin(
+          s, b, head, first, static_cast<int>(std::min<std::int64_t>(run_.tile, s.q_len - first)));
       for (std::int64_t j = std::max(j0, tiles.low()); j < std::min(end, tiles.high());
            j += key_block) {
         if (!tiles.visit(j)) continue;
@@ -273,6 +272,7 @@ class Call {
   void finish(const ScoreTiles& tiles, const Worker& w, int sub) const {
     float factor[max_lanes];
     std::byte* rows[max_lanes];
+    if (run_.args.o) tiles.ask_rows(run_.args.o, sub + ScoreTiles::ahead);
     for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
       const std::int64_t row = tiles.row(sub, lane);
       const std::int64_t token = run_.token_of(row), h = run_.head_of(tiles.head(), row);
@@ -345,7 +345,7 @@ void Forward::run(const Args& args, void* workspace, const Context& context) con
   call.clear_unused();
   const std::int64_t heads = shared.task_heads();
   const std::int64_t rows = shared.max_q_len * (setup_.packed ? spec.group : 1);
-  const std::int64_t tiles = setup_.tiles(rows);
+  const std::int64_t tiles = shared.tiles(rows);
   // Splits lie at fixed keys, so those beyond this call's longest sequence are empty for all.
   const std::int64_t splits =
       splits_ == 1 ? 1

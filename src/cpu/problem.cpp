@@ -59,14 +59,10 @@ void check_pages(const Kv& kv, std::int64_t b, std::int64_t k_len) {
 
 Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
     : spec(s), bounds(b), kernels(&chosen_kernels()) {
-  band = expr::recognise_band(*spec.mask,
-                              [&] {
-                                std::vector<double> values;
-                                for (const expr::ParamDecl& p : spec.mask->params)
-                                  values.push_back(p.value);
-                                return values;
-                              }())
-             .is_band;
+  std::vector<double> values;
+  for (const expr::ParamDecl& p : spec.mask->params) values.push_back(p.value);
+  const expr::Band shape = expr::recognise_band(*spec.mask, values);
+  band = shape.is_band;
   workers =
       std::max(default_executor().workers(), context.executor ? context.executor->workers() : 1);
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
@@ -98,16 +94,51 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   mask = flatten(*spec.mask, {.diagonals = !packed}, leaves_of(columns));
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
+  choose_tiles(spec.mask_plan || (shape.has_left && shape.has_right));
+}
+
+void Setup::choose_tiles(bool may_slide) {
   if (spec.op == Operation::forward)
-    tile = dots && dots == matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
-                                                               : forward_query_tile;
+    tile = dots && dots == kernels->matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
+                                                                        : forward_query_tile;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
   if (spec.op != Operation::backward)
     while (tile > 64 && streams * tiles(max_rows()) < 2 * workers) tile /= 2;
   while (tile > std::max(kernels->lanes, spec.mask_plan ? 64 : 0) && tile / 2 >= max_rows())
     tile /= 2;
+  sliding_tile = tile;
+  if (spec.op != Operation::forward || !may_slide) return;
+  const auto tasks = [&](std::int64_t size) { return streams * ((max_rows() + size - 1) / size); };
+  while (sliding_tile < std::min<std::int64_t>(sliding_query_tile, max_rows()) &&
+         tasks(2 * std::int64_t{sliding_tile}) >= 2 * workers)
+    sliding_tile *= 2;
 }
+
+namespace {
+
+/// Are the keys of a row few, from the first to the last, and do they move along with the row?
+bool slides(const Args& args, MaskKind kind) {
+  if (kind == MaskKind::band) {
+    const expr::Band& band = args.mask->band;
+    return band.has_left && band.has_right && band.left + band.right < sliding_keys;
+  }
+  if (kind != MaskKind::plan) return false;
+  const MaskPlan& plan = *args.mask_plan;
+  std::int64_t rows = 0, blocks = 0;
+  for (const MaskPlan::Entry& entry : plan.entries) {
+    const std::int64_t n = entry.q_blocks;
+    const std::int32_t* offsets = plan.run_offsets.data() + entry.query_runs;
+    for (std::int64_t row = 0; row < n; ++row)
+      if (offsets[row] < offsets[row + 1])
+        blocks += plan.runs[static_cast<std::size_t>(offsets[row + 1]) - 1].end -
+                  plan.runs[static_cast<std::size_t>(offsets[row])].begin;
+    rows += n;
+  }
+  return blocks * MaskPlan::block <= rows * sliding_keys;
+}
+
+}  // namespace
 
 void Run::layout(Arena& arena, const Setup& setup) {
   Contents::layout(arena, setup.mask);
@@ -135,6 +166,8 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   mask_kind = band.is_band     ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
               : spec.mask_plan ? MaskKind::plan
                                : MaskKind::program;
+  tile =
+      setup.sliding_tile > setup.tile && slides(args, mask_kind) ? setup.sliding_tile : setup.tile;
   asks_program = mask_kind == MaskKind::program ||
                  (mask_kind == MaskKind::plan && spec.inside == Inside::program);
   if (mask_kind == MaskKind::plan &&

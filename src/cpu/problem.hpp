@@ -24,6 +24,7 @@ struct Setup {
   const DecodeProducts* decode = nullptr;  // of tiles of at most decode_most rows
   int decode_most = 0;
   int tile = query_tile;
+  int sliding_tile = query_tile;  // where the keys of a row are few and move along with it
   int workers = 1;
 
   Setup(const Spec& spec, const Bounds& bounds, const Context& context);
@@ -33,14 +34,22 @@ struct Setup {
     if (!quantised) return words(spec.dqk);
     return (spec.dqk + quantised->values - 1) / quantised->values;
   }
-  int subs() const { return tile / kernels->lanes; }
+  int subs() const { return std::max(tile, sliding_tile) / kernels->lanes; }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
   /// Rows of one packed or plain head that fill lanes.
   std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }
   std::int64_t tiles(std::int64_t rows) const { return (rows + tile - 1) / tile; }
+
+ private:
+  void choose_tiles(bool may_slide);
 };
 
 enum class MaskKind : std::uint8_t { none, band, plan, program };
+
+/// Queries of a macro-tile over which short rows of keys slide, and how long such a row is at most
+/// on average, from its first key to its last. A key block is then packed once for all rows that
+/// meet it, and only the rows that meet it are in the cache.
+inline constexpr int sliding_query_tile = 2048, sliding_keys = 1024;
 
 /// One call.
 struct Run {
@@ -51,6 +60,7 @@ struct Run {
   std::int64_t batch = 0, heads = 0, kv_heads = 0;
   std::int64_t max_q_len = 0, max_k_len = 0;  // over the sequences of this call
   MaskKind mask_kind = MaskKind::none;
+  int tile = 0;               // queries of a macro-tile
   bool asks_program = false;  // about single pairs: without a plan, or where a plan has no bits
   expr::Band band;
   Contents mask, score;
@@ -65,6 +75,7 @@ struct Run {
   /// layout that `layout` counted.
   Run(const Setup& setup, const Args& args, Arena& arena);
   static void layout(Arena& arena, const Setup& setup);
+  std::int64_t tiles(std::int64_t rows) const { return (rows + tile - 1) / tile; }
 
   /// One task's row: R-th row of a head, or of a KV head's group when packed.
   std::int64_t rows_of(const Sequence& s) const {

@@ -18,10 +18,12 @@ class RowState {
     m_ = arena.take<float>(setup.subs() * lanes_);
     l_ = arena.take<float>(setup.subs() * lanes_);
     begun_ = arena.take<bool>(setup.subs());
+    ended_ = arena.take<bool>(setup.subs());
   }
 
   void clear(int subs) const {
     std::fill_n(begun_, subs, false);
+    std::fill_n(ended_, subs, false);
     std::fill_n(l_, subs * lanes_, 0.0f);
     std::fill_n(m_, subs * lanes_, -std::numeric_limits<float>::infinity());
   }
@@ -42,11 +44,17 @@ class RowState {
       begun_[sub] = true;
     }
   }
-  /// After the last block.
-  void finish(const ScoreTiles& tiles) const {
-    for (int sub = 0; sub < tiles.subs(); ++sub)
+  /// Calls use(sub) once for each sub-block: here for those that need no key after the visited
+  /// block, or for all that are left.
+  template <class F>
+  void finish(const ScoreTiles& tiles, bool all, F&& use) const {
+    for (int sub = 0; sub < tiles.subs(); ++sub) {
+      if (ended_[sub] || !(all || tiles.done(sub))) continue;
+      ended_[sub] = true;
       if (!begun_[sub]) std::fill_n(o(sub), o_size_, 0.0f);
-    tiles.finish_values(o_);
+      tiles.finish_values(o_);
+      use(sub);
+    }
   }
 
   float* o(int sub) const { return o_ + sub * o_size_; }  // [column][lanes]
@@ -56,7 +64,7 @@ class RowState {
  private:
   std::int64_t lanes_, o_size_;
   float *o_, *m_, *l_;
-  bool* begun_;  // does O hold anything?
+  bool *begun_, *ended_;  // does O hold anything? was it used?
 };
 
 }  // namespace undivided::cpu

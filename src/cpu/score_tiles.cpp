@@ -128,7 +128,7 @@ void ScoreTiles::pack_queries(int sub) {
   place(sub);
   memory_.ready[sub] = Ready::packed;
   const View& q = run_.args.q.data;
-  ask_rows(q, sub + 1);
+  ask_rows(q, sub + ahead);
   const std::byte* rows[max_lanes];
   const int live = lanes_of(sub);
   const std::int64_t lanes = kernels_.lanes;
@@ -277,6 +277,15 @@ bool ScoreTiles::visit(std::int64_t j0) {
   }
   next_ = run_.mask_kind != MaskKind::plan || next_is_needed();
   return any;
+}
+
+bool ScoreTiles::done(int sub) const {
+  const std::int64_t next = j0_ + key_block;
+  if (next >= high_) return true;
+  if (run_.mask_kind == MaskKind::band) return memory_.edges[sub].high_max < next;
+  if (run_.mask_kind != MaskKind::plan) return false;
+  const PlanRuns& runs = memory_.runs[sub];
+  return runs.next == runs.end || std::int64_t{runs.end[-1].end} * MaskPlan::block <= next;
 }
 
 bool ScoreTiles::next_is_needed() const {

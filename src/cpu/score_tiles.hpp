@@ -64,13 +64,17 @@ class ScoreTiles {
   /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
   /// are visited in ascending order. A sub-block's queries are packed when it meets its first key.
   bool visit(std::int64_t j0);
+  /// Does a sub-block need no key after the visited block?
+  bool done(int sub) const;
   void load_keys();      // of the visited block
   void load_values();    // as O sums them
   void load_gradient();  // V as dP sums it and K as dQ does
   /// Asks for a sub-block's share of the next block of keys and values, which the memory then
   /// brings while this one is computed.
   void prefetch(int sub) const;
-  /// Asks for the rows of a sub-block of Q, or of what has the shape of its rows.
+  /// Asks for the rows of a sub-block of Q, or of what has the shape of its rows, some time before
+  /// they are needed: `ahead` sub-blocks before, which is what the next key block makes ready.
+  static constexpr int ahead = 2;
   void ask_rows(const View& v, int sub) const;
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
@@ -158,7 +162,7 @@ class ScoreTiles {
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   int count_ = 0, subs_ = 0, rows_ = 0;
-  bool next_ = true;  // is the next block needed?
+  bool next_ = true;           // is the next block needed?
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
 };
 

@@ -98,7 +98,7 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
   const Dots* pairs = run_.setup.dots;
   const std::byte *q_rows[max_lanes], *rows[max_lanes];
   const int live = tiles.lanes_of(sub);
-  tiles.ask_rows(dout, sub + 1);
+  tiles.ask_rows(dout, sub + ScoreTiles::ahead);
   for (int lane = 0; lane < lanes; ++lane) {
     const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
     memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: what they become meets zeros
