@@ -3,9 +3,12 @@
 // oracle, and keep their bits whatever else runs, in whatever order the batch lies.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "attention/execute.hpp"
 #include "cuda/driver.hpp"
@@ -20,7 +23,8 @@ namespace {
 constexpr Device gpu{Device::Kind::cuda, 0};
 constexpr std::int64_t heads = 8, tokens = 200;
 
-class GpuCaptured : public testing::Test {
+/// By head dim: on Hopper 128 has the narrow kernel, the others the wide one.
+class GpuCaptured : public testing::TestWithParam<std::int64_t> {
  protected:
   void SetUp() override {
     const cuda::Availability here = cuda::availability();
@@ -45,9 +49,12 @@ Score rich() {
 }
 
 struct Data {
-  Tensor q = wave(DType::bf16, {2, heads, tokens, 64}, 0),
-         k = wave(DType::bf16, {2, 2, tokens, 64}, 1), v = wave(DType::bf16, {2, 2, tokens, 64}, 2),
-         dout = wave(DType::bf16, {2, heads, tokens, 64}, 3);
+  Tensor q, k, v, dout;
+  explicit Data(std::int64_t d, DType type = DType::bf16)
+      : q(wave(type, {2, heads, tokens, d}, 0)),
+        k(wave(type, {2, 2, tokens, d}, 1)),
+        v(wave(type, {2, 2, tokens, d}, 2)),
+        dout(wave(type, {2, heads, tokens, d}, 3)) {}
 };
 
 Gradients gradients(const Data& in, Determinism determinism, const Context& context = {}) {
@@ -75,8 +82,8 @@ void expect_same(const Gradients& a, const Gradients& b) {
     EXPECT_TRUE(same_bits(a.captured[i].second, b.captured[i].second)) << a.captured[i].first;
 }
 
-TEST_F(GpuCaptured, OrderedSumsAgreeWithTheOracleAndWithFast) {
-  const Data in;
+TEST_P(GpuCaptured, OrderedSumsAgreeWithTheOracleAndWithFast) {
+  const Data in(GetParam());
   Options options{.mask = causal(), .score = rich(), .align = Align::start};
   const Gradients want = reference_backward(in.dout, in.q, dense(in.k, in.v), options);
   const Gradients fast = gradients(in, Determinism::fast);
@@ -99,8 +106,8 @@ TEST_F(GpuCaptured, OrderedSumsAgreeWithTheOracleAndWithFast) {
   }
 }
 
-TEST_F(GpuCaptured, BitsRepeatWhileOtherKernelsTakeMultiprocessors) {
-  const Data in;
+TEST_P(GpuCaptured, BitsRepeatWhileOtherKernelsTakeMultiprocessors) {
+  const Data in(GetParam());
   const Gradients first = gradients(in, Determinism::reproducible);
   cuda::StreamHandle other = nullptr;
   {
@@ -118,8 +125,8 @@ TEST_F(GpuCaptured, BitsRepeatWhileOtherKernelsTakeMultiprocessors) {
   cuda::driver().cuStreamDestroy.raw(other);
 }
 
-TEST_F(GpuCaptured, TheOrderOfTheBatchDoesNotMatter) {
-  const Data in;
+TEST_P(GpuCaptured, TheOrderOfTheBatchDoesNotMatter) {
+  const Data in(GetParam());
   Data turned = in;
   for (Tensor* t : {&turned.q, &turned.k, &turned.v, &turned.dout}) {
     const Tensor from = *t;
@@ -131,8 +138,8 @@ TEST_F(GpuCaptured, TheOrderOfTheBatchDoesNotMatter) {
 }
 
 // Each step is linear in dO and scales by powers of two exactly, so the sums must too.
-TEST_F(GpuCaptured, SmallGradientsKeepTheirBits) {
-  const Data in;
+TEST_P(GpuCaptured, SmallGradientsKeepTheirBits) {
+  const Data in(GetParam());
   Data small = in;
   const double factor = 0x1p-40;
   small.dout = converted(in.dout, DType::f64);
@@ -146,11 +153,11 @@ TEST_F(GpuCaptured, SmallGradientsKeepTheirBits) {
           << a.captured[i].first << " " << j;
 }
 
-TEST_F(GpuCaptured, ANanStaysInTheElementsThatItReaches) {
-  const Data in;
+TEST_P(GpuCaptured, ANanStaysInTheElementsThatItReaches) {
+  const Data in(GetParam());
   Data broken = in;
   broken.dout = converted(in.dout, DType::bf16);
-  broken.dout.ptr<std::uint16_t>()[(3 * tokens + 7) * 64] = 0x7fc0;  // head 3, query 7
+  broken.dout.ptr<std::uint16_t>()[(3 * tokens + 7) * GetParam()] = 0x7fc0;  // head 3, query 7
   const Gradients a = gradients(in, Determinism::reproducible);
   const Gradients b = gradients(broken, Determinism::reproducible);
   const float *slope = captured(a, "slope").ptr<float>(),
@@ -163,8 +170,8 @@ TEST_F(GpuCaptured, ANanStaysInTheElementsThatItReaches) {
   }
 }
 
-TEST_F(GpuCaptured, AGradientMayBeStrided) {
-  const Data in;
+TEST_P(GpuCaptured, AGradientMayBeStrided) {
+  const Data in(GetParam());
   Options options{.mask = causal(), .score = rich(), .align = Align::start};
   options.determinism = Determinism::reproducible;
   const Gradients whole = gradients(in, Determinism::reproducible);
@@ -201,6 +208,73 @@ TEST_F(GpuCaptured, AGradientMayBeStrided) {
                 captured(whole, "table").ptr<float>()[h * 32 + i]);
   EXPECT_EQ(back.ptr<float>()[heads], 0.0f);
 }
+
+/// The kernel that a plan names, and its gradients, dQ, dK and dV among them.
+struct Made {
+  std::string kernel;
+  Gradients gradients;
+};
+Made made(const Data& in, const Options& options, const Context& context) {
+  const Tensor q = cuda::to_device(in.q, gpu), k = cuda::to_device(in.k, gpu),
+               v = cuda::to_device(in.v, gpu), dout = cuda::to_device(in.dout, gpu);
+  const Forward f = attention(q, k, v, options, context);
+  Problem p = resolve_backward(Rows(dout), q, dense(k, v), f.o, f.lse, options, {});
+  Made out{plan(p.spec, p.bounds, gpu, context).explanation().kernel,
+           attention_backward(dout, q, k, v, f, {}, context)};
+  Gradients& g = out.gradients;
+  for (auto& [name, t] : g.captured) t = cuda::to_host(t);
+  for (Tensor* t : {&g.q, &g.k, &g.v}) *t = converted(cuda::to_host(*t), DType::f64);
+  return out;
+}
+
+TEST_P(GpuCaptured, TheHopperKernelsAgreeWithThePortableOnes) {
+  if (cuda::driver().device(0).arch() != 90) GTEST_SKIP() << "no Hopper";
+  const Mask scattered =
+      mask([](auto, auto h, auto q, auto k) { return k <= q && (q * 7 + k * 3 + h) % 5 != 0; });
+  const std::pair<const char*, Mask> masks[] = {
+      {"full", full()}, {"causal", causal()}, {"window", window(40, 10)}, {"plan", scattered}};
+  for (const DType type : {DType::bf16, DType::f16})
+    for (const auto& [name, mask] : masks)
+      for (const double dropout : {0.0, 0.25})
+        for (const Determinism d : {Determinism::fast, Determinism::reproducible}) {
+          if (type == DType::f16 && (dropout > 0 || d != Determinism::fast)) continue;
+          SCOPED_TRACE(testing::Message()
+                       << name << " dropout " << dropout << " " << static_cast<int>(d));
+          const Data in(GetParam(), type);
+          Options options{.mask = mask, .score = rich(), .align = Align::start};
+          options.determinism = d;
+          options.dropout = dropout;
+          options.seed = 7;
+          Context context;
+          const auto first = make_library(), second = make_library();
+          context.library = first.get();
+          const Made hopper = made(in, options, context);
+          EXPECT_NE(hopper.kernel.find(".sm90a."), std::string::npos) << hopper.kernel;
+          EXPECT_NE(hopper.kernel.find(".captured"), std::string::npos) << hopper.kernel;
+          setenv("UNDIVIDED_FAMILY", "portable", 1);
+          context.library = second.get();
+          const Made portable = made(in, options, context);
+          unsetenv("UNDIVIDED_FAMILY");
+          EXPECT_EQ(portable.kernel.find(".sm90a."), std::string::npos) << portable.kernel;
+          const auto agree = [](const Tensor& a, const Tensor& b, double share, const char* what) {
+            ASSERT_EQ(a.count(), b.count());
+            double largest = 0;
+            for (std::int64_t i = 0; i < b.count(); ++i)
+              largest = std::max(largest, std::abs(value(b, i)));
+            EXPECT_GT(largest, 0) << what;
+            EXPECT_LT(largest_difference(a, converted(b, DType::f64)), share * largest) << what;
+          };
+          const Gradients &a = hopper.gradients, &b = portable.gradients;
+          ASSERT_EQ(a.captured.size(), b.captured.size());
+          for (std::size_t i = 0; i < a.captured.size(); ++i)
+            agree(a.captured[i].second, b.captured[i].second, 1e-3, a.captured[i].first.c_str());
+          agree(a.q, b.q, 0.02, "dQ");
+          agree(a.k, b.k, 0.02, "dK");
+          agree(a.v, b.v, 0.02, "dV");
+        }
+}
+
+INSTANTIATE_TEST_SUITE_P(HeadDims, GpuCaptured, testing::Values(64, 128, 256));
 
 }  // namespace
 }  // namespace undivided

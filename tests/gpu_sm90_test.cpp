@@ -231,4 +231,40 @@ TEST_F(GpuHopper, WhatAWorkspaceHeldChangesNothing) {
     }
 }
 
+// dV = P^T dO and dP = dO V^T take dO rounded, delta takes it as it is.
+TEST_F(GpuHopper, AFloat32GradientOfOIsRoundedForTheProducts) {
+  if (cuda::driver().device(0).arch() != 90) GTEST_SKIP() << "no Hopper";
+  constexpr std::int64_t heads = 4, length = 300;
+  for (const std::int64_t d : {64, 128, 256}) {
+    SCOPED_TRACE(testing::Message() << "d " << d);
+    const auto there = [&](DType type, std::int64_t h, unsigned seed) {
+      return cuda::to_device(random(type, {batch, h, length, d}, seed), gpu);
+    };
+    const Tensor q = there(DType::bf16, heads, 1), k = there(DType::bf16, kv_heads, 2),
+                 v = there(DType::bf16, kv_heads, 3), wide = there(DType::f32, heads, 4);
+    const Tensor narrow = cuda::to_device(converted(on_host(wide), DType::bf16), gpu);
+    Options options{.mask = causal(), .align = Align::start};
+    options.out_dtype = DType::f32;
+    const Forward f = attention(q, k, v, options);
+    const Problem p = resolve_backward(Rows(wide), Rows(q), dense(k, v), f.o, f.lse, options, {});
+    const std::string kernel = plan(p.spec, p.bounds, gpu).explanation().kernel;
+    EXPECT_NE(kernel.find(".sm90a."), std::string::npos) << kernel;
+    const Gradients a = attention_backward(wide, q, k, v, f),
+                    b = attention_backward(narrow, q, k, v, f);
+    EXPECT_TRUE(same_bits(a.v, b.v));  // delta has no part in dV
+    const Tensor hq = on_host(q), hk = on_host(k), hv = on_host(v);
+    const Gradients want = reference_backward(on_host(wide), hq, dense(hk, hv), options);
+    const auto agrees = [](const char* what, const Tensor& got, const Tensor& truth) {
+      const Tensor all = converted(truth, DType::f64);
+      double largest = 0;
+      for (std::int64_t i = 0; i < all.count(); ++i)
+        largest = std::max(largest, std::abs(all.ptr<double>()[i]));
+      EXPECT_LT(difference(got, truth), 0.02 * largest) << what;
+    };
+    agrees("dQ", a.q, want.q);
+    agrees("dK", a.k, want.k);
+    agrees("dV", a.v, want.v);
+  }
+}
+
 }  // namespace undivided

@@ -133,26 +133,31 @@ void choose_forward(
 }
 
 void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, Choice& c) {
-  c.kernels.push_back(base(s, KernelKind::preprocess));
   KernelSpec whole = base(s, KernelKind::backward);
   const bool captured = s.captured && whole.score, ordered = s.determinism != Determinism::fast;
   if (captured) whole.capture = ordered ? Capture::sums : Capture::atomic;
-  if (preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90)) {
-    c.kernels.push_back(whole);
+  // Ordered: the largest terms first, then their sums, then float32 of those.
+  const auto add = [&](KernelSpec k) {
+    if (captured && ordered) {
+      k.capture = Capture::largest;
+      c.kernels.push_back(k);
+      c.sums = 0;
+    }
+    k.capture = whole.capture;
+    c.kernels.push_back(k);
+    if (c.sums == 0) c.kernels.push_back(base(s, KernelKind::round_sums));
+  };
+  const bool one_pass = preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90);
+  KernelSpec rows = base(s, KernelKind::preprocess);
+  rows.wide_dout = rows.wide_dout && one_pass;
+  c.kernels.push_back(rows);
+  if (one_pass) {
+    add(whole);
+    if (rows.wide_dout) c.dout = 0;
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
     c.dq_sum = 0;
   } else {
-    if (s.want_dq || captured) {
-      KernelSpec k = base(s, KernelKind::backward_q);
-      if (captured && ordered) {
-        k.capture = Capture::largest;
-        c.kernels.push_back(k);
-        c.sums = 0;
-      }
-      k.capture = whole.capture;
-      c.kernels.push_back(k);
-      if (c.sums == 0) c.kernels.push_back(base(s, KernelKind::round_sums));
-    }
+    if (s.want_dq || captured) add(base(s, KernelKind::backward_q));
     if (s.want_dk || s.want_dv) c.kernels.push_back(base(s, KernelKind::backward_kv));
   }
   if (s.sink) c.kernels.push_back(base(s, KernelKind::sink_gradient));
@@ -194,9 +199,10 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     const KernelSpec& k = c.whole_backward = canonical(base(spec, KernelKind::backward));
     const std::int64_t tiles =
         sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
-    c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counter of tasks
+    c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counters of tasks
     if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles);
   }
+  if (c.dout >= 0) c.dout = take(parts(c.rows * spec.dv, 2));
   if (c.sums >= 0) c.term_bits = term_bits(spec, bounds);
   if (c.sums >= 0) c.sums = take(2 * (bounds.captured + std::ssize(spec.score->params)));
   if (spec.op == Operation::forward && spec.key_mass) c.lse = take(c.rows);

@@ -21,6 +21,7 @@ struct Choice {
   std::int64_t counter = -1;   // sm90: the next query tile
   std::int64_t dq_sum = -1;    // sm90: sums of dQ,
   std::int64_t dq_turns = -1;  // and where their order is kept
+  std::int64_t dout = -1;      // sm90: a float32 dO in 16 bits
   KernelSpec whole_backward;   // sm90: the kernel that makes those sums
   std::int64_t sums = -1;      // ordered gradients of captured arrays, in fixed point,
   int term_bits = 0;           // and the bits of a term

@@ -77,11 +77,12 @@ std::string capture_text(const expr::Gradient& gradient) {
   // The indices of each load become further roots, so that the statements leave them in out<i>.
   expr::Program program = gradient.program;
   std::string last;
+  int read = 0;
   for (std::size_t i = 0; i < gradient.terms.size(); ++i) {
     const expr::Gradient::Term& term = gradient.terms[i];
     const std::size_t root = i + 1;
     if (term.is_param) {
-      last += fmt::format("sums[{}] += live ? g * out{} : 0.0f;\n    ", term.slot, root);
+      last += fmt::format("if (live) captured.sums[{}] += g * out{};\n    ", term.slot, root);
       continue;
     }
     std::string index;
@@ -90,12 +91,12 @@ std::string capture_text(const expr::Gradient& gradient) {
       index += fmt::format(", out{}", program.roots.size());
       program.roots.push_back(node);
     }
-    last +=
-        fmt::format("add_captured<how>(p, {}, g * out{}, live{});\n    ", term.slot, root, index);
+    last += fmt::format(
+        "captured.template add<how, {}>(p, g * out{}, live{});\n    ", read++, root, index);
   }
   return function(fmt::format("template <Capture how>\n  static __device__ void capture({}, float "
                               "distance, float score, float g, bool live, "
-                              "float (&sums)[params])",
+                              "Captures& captured)",
                               arguments),
                   "ScoreArrays",
                   "score",
@@ -106,17 +107,23 @@ std::string capture_text(const expr::Gradient& gradient) {
 std::string score_text(const expr::Program& program, bool backward, bool captured) {
   const std::string with_score = std::string(arguments) + ", float distance, float score";
   std::string text = environment_struct("ScoreArrays", program);
+  const expr::Gradient gradient = backward ? expr::differentiate(program) : expr::Gradient{};
+  std::string reads;
+  for (const expr::Gradient::Term& term : gradient.terms)
+    if (captured && !term.is_param)
+      reads += fmt::format(
+          ", Read<{}, {}>", term.slot, program.slots[static_cast<std::size_t>(term.slot)].rank);
   text += fmt::format(
       "struct Score {{\n  static constexpr bool identity = false;\n"
-      "  static constexpr int params = {};\n",
-      std::max<std::size_t>(1, program.params.size()));
+      "  static constexpr int params = {};\n  using Captures = Captured<params{}>;\n",
+      std::max<std::size_t>(1, program.params.size()),
+      reads);
   text += function(fmt::format("static __device__ float apply({})", with_score),
                    "ScoreArrays",
                    "score",
                    program,
                    "return out0;");
   if (backward) {
-    const expr::Gradient gradient = expr::differentiate(program);
     expr::Program only = gradient.program;
     only.roots.resize(1);
     text += function(fmt::format("static __device__ float derivative({})", with_score),

@@ -168,11 +168,15 @@ void launch_backward_sm90(Driver& driver,
   BackwardMaps maps{};  // without queries nothing is copied, and there may be no address
   if (q_tokens > 0) {
     encode(driver, maps.q, s.dtype, p.q, s.dqk, q_tokens, p.heads, q_batch, s.tile_m());
-    encode(driver, maps.dout, s.dtype, p.dout, s.dv, q_tokens, p.heads, q_batch, s.tile_m());
+    MatrixRef dout = p.dout;
+    if (p.rounded_dout) dout = {p.rounded_dout, p.heads * q_tokens * s.dv, q_tokens * s.dv, s.dv};
+    encode(driver, maps.dout, s.dtype, dout, s.dv, q_tokens, p.heads, q_batch, s.tile_m());
   }
   encode(driver, maps.k, s.dtype, p.k, s.dqk, k_tokens, p.kv_heads, k_batch, s.tile_n());
   encode(driver, maps.v, s.dtype, p.v, s.dv, k_tokens, p.kv_heads, k_batch, s.tile_n());
-  Schedule schedule{static_cast<int>(tasks), sm90_section(s, p), 0, p.dq_sum + p.dq_floats};
+  // Each pass has a counter of its own.
+  float* counter = p.dq_sum + p.dq_floats + (s.capture == Capture::largest ? 1 : 0);
+  Schedule schedule{static_cast<int>(tasks), sm90_section(s, p), 0, counter};
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(std::min<long long>(tasks, multiprocessors)),

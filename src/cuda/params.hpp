@@ -137,9 +137,10 @@ struct Params {
   // Backward. o and lse above are read.
   MatrixRef dout;
   int o_type, dout_type;  // ElementType, read by preprocess
+  void* rounded_dout;     // sm90: a float32 dO in 16 bits, [rows, dv], made by preprocess
   ScalarRef dlse;         // data null: zero
   float* delta;           // D = rowsum(dO * O) - dLSE, [rows], made by preprocess
-  float* dq_sum;          // sm90: dQ before its rounding, in tiles, then the counter of tasks;
+  float* dq_sum;          // sm90: dQ before its rounding, in tiles, then the counters of tasks;
                           // zeroed by preprocess
   int* dq_turns;          // ordered: whose turn it is, two a tile; as well
   long long dq_tiles, dq_floats;  // how many; multiples of 4 floats

@@ -109,6 +109,7 @@ class CudaPlan final : public Prepared {
     p.partial_lse = floats(choice_.partial_lse);
     p.delta = floats(choice_.delta);
     p.dq_sum = floats(choice_.dq_sum);
+    p.rounded_dout = floats(choice_.dout);
     p.dq_turns = reinterpret_cast<int*>(floats(choice_.dq_turns));
     if (choice_.dq_sum >= 0) {
       const KernelSpec& k = choice_.whole_backward;
@@ -140,7 +141,10 @@ class CudaPlan final : public Prepared {
 };
 
 const char* determinism_of(const Spec& s, bool sums) {
-  if (sums) return "fast: dQ is added in any order, dK and dV repeat bit for bit";
+  if (sums)
+    return s.captured ? "fast: dQ and gradients of captured arrays are added in any order, dK and "
+                        "dV repeat bit for bit"
+                      : "fast: dQ is added in any order, dK and dV repeat bit for bit";
   if (s.op == Operation::merge) return "invariant";
   if (s.op == Operation::backward)
     return s.captured && s.determinism == Determinism::fast
@@ -155,10 +159,12 @@ const char* determinism_of(const Spec& s, bool sums) {
 void CudaPlan::explain() {
   const DeviceInfo& d = driver_.device(device_);
   // The kernel that does the work names the plan.
+  const auto work = [](const KernelSpec& k) {
+    return k.capture == Capture::largest ? 0 : k.tile_m() * k.tile_n() * k.threads();
+  };
   const auto main =
-      std::max_element(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
-        return a->spec.tile_m() * a->spec.tile_n() * a->spec.threads() <
-               b->spec.tile_m() * b->spec.tile_n() * b->spec.threads();
+      std::max_element(kernels_.begin(), kernels_.end(), [&](const auto& a, const auto& b) {
+        return work(a->spec) < work(b->spec);
       });
   Explanation& e = explanation;
   e.backend = "cuda";

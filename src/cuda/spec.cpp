@@ -210,9 +210,11 @@ KernelSpec canonical(KernelSpec s) {
     s.fixed = none.fixed;
   }
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
-  if (s.kind != KernelKind::backward_q) s.capture = none.capture;
+  if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward) s.capture = none.capture;
   if (s.kind != KernelKind::backward && s.kind != KernelKind::gather_dq) s.ordered = false;
-  if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv) s.wide_dout = false;
+  if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv &&
+      s.kind != KernelKind::preprocess)
+    s.wide_dout = false;
   if (s.kind == KernelKind::key_mass) s.dv = none.dv;
   if (s.split || s.kind == KernelKind::key_mass || s.kind == KernelKind::preprocess ||
       s.kind == KernelKind::sink_gradient || s.kind == KernelKind::init)
@@ -229,7 +231,7 @@ KernelSpec canonical(KernelSpec s) {
     only.out = DType::f32;
     return only;
   }
-  if (s.capture == Capture::largest) s.out = DType::f32;  // no dQ
+  if (s.capture == Capture::largest) s.out = DType::f32;  // it writes no other gradient
   return s;
 }
 

@@ -66,10 +66,13 @@ struct KernelSpec {
   int warpgroups = 0;   // sm90: of 64 query rows, for few rows; 0: as tuned for many
   bool fixed = false;   // sm90: keys of a tile depend on dims, score and dropout alone
   bool dropout = false;
-  bool aligned = true;              // every base and stride a multiple of 16 bytes: cp.async
-  Capture capture = Capture::none;  // backward_q: gradients of captured arrays and parameters
-  bool wide_dout = false;           // backward: dO is float32 (rounded to dtype for the products)
-  bool ordered = false;             // backward of family sm90: dQ is added in a fixed order
+  bool aligned = true;  // every base and stride a multiple of 16 bytes: cp.async
+  Capture capture =
+      Capture::none;  // backward_q, backward: gradients of captured arrays and parameters
+  // backward_q, backward_kv: dO is float32 (rounded to dtype for the products). preprocess: it
+  // rounds that for the sm90 backward.
+  bool wide_dout = false;
+  bool ordered = false;  // backward of family sm90: dQ is added in a fixed order
 
   friend bool operator==(const KernelSpec&, const KernelSpec&) = default;
 

@@ -113,10 +113,6 @@ bool sm90_serves(const KernelSpec& k, const char** why) {
   const char* reason = nullptr;
   if (k.kind != KernelKind::forward && !is_backward(k))
     reason = "only the forward and the backward have such kernels";
-  else if (is_backward(k) && k.wide_dout)
-    reason = "a float32 dO";
-  else if (is_backward(k) && k.capture != Capture::none)
-    reason = "gradients of captured arrays";
   else if (is_backward(k) && k.kv == KvKind::paged)
     reason = "keys in pages";
   else if (std::max(k.dqk, k.dv) > 256)

@@ -60,7 +60,8 @@ __device__ void backward_q(const Params& p) {
 
   if (row0 < s.q_len) {
     const int i0 = row0, i1 = minimum(row0 + m, s.q_len) - 1;
-    float lse[2], delta[2], sums[Score::params] = {};
+    float lse[2], delta[2];
+    typename Score::Captures captured;
     for (int half = 0; half < 2; ++half) {
       const QueryRow& r = rows[half];
       lse[half] = r.live ? *row_scalar<C>(p.lse, s, b, h, r.token) : infinity();
@@ -128,7 +129,7 @@ __device__ void backward_q(const Params& p) {
             grad = live ? weight * (grad - delta[half]) : 0.0f;
             if constexpr (C::capture != Capture::none)
               Score::template capture<C::capture>(
-                  p, b, h, qp, kp, s.q_len, s.k_len, far, raw, grad, live && chunk == 0, sums);
+                  p, b, h, qp, kp, s.q_len, s.k_len, far, raw, grad, live && chunk == 0, captured);
             if constexpr (!Score::identity)
               if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
             acc[i][at] = grad;
@@ -143,13 +144,7 @@ __device__ void backward_q(const Params& p) {
       if (walk.valid) load_keys(walk.tile);
     }
     if constexpr (C::capture != Capture::none)
-      if (p.d_params && chunk == 0) {
-#pragma unroll
-        for (int i = 0; i < Score::params; ++i) {
-          const float sum = warp_sum(sums[i]);
-          if (lane == 0) add_term<C::capture>(p, p.d_params + i, p.d_param_sums + i, sum);
-        }
-      }
+      if (chunk == 0) captured.template finish<C::capture>(p);
   }
 
   if (C::capture == Capture::largest || !p.dq.data) return;

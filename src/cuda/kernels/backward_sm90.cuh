@@ -9,8 +9,10 @@
 //   dS goes to shared memory; dQ = dS K of both halves of the keys
 // (Dao 2023, algorithm 2; Shah et al. 2024, section 3.1). One warp loads Q and dO, another adds
 // each dQ tile to float32 sums in global memory, which gather_dq rounds. dK and dV stay in
-// registers over all heads of the group. Rows of Q, dO, K and V past a sequence are zeroed in
-// shared memory, since 0 times what a neighbour left there may be NaN.
+// registers over all heads of the group. Gradients of captured arrays and parameters are added as
+// device/captured.cuh says; Capture::largest only looks for their largest terms. Rows of Q, dO, K
+// and V past a sequence are zeroed in shared memory, since 0 times what a neighbour left there may
+// be NaN.
 #pragma once
 
 #include "kernels/backward_load_sm90.cuh"
@@ -131,6 +133,15 @@ struct Consumer90Base {
   __device__ __forceinline__ bool is_last() const {
     return load_shared_word(info() + L::info_last);
   }
+  /// Q and dO are no longer read. Was it the last tile?
+  __device__ __forceinline__ bool leave_tile() {
+    const bool last = is_last();
+    __syncwarp();
+    free(L::dout_empty + 8 * ring.at());
+    free(L::q_empty + 8 * ring.at());
+    ring.next();
+    return last;
+  }
 };
 
 template <class C, class Mask, class Score>
@@ -180,18 +191,22 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   __device__ void run() {
     this->each_task([&](unsigned slot, bool any) {
       float dk[C::dqk / 8][4], dv[C::dv / 8][4];
+      typename Score::Captures captured;
       clear(dk);
       clear(dv);
       if (any) {
 #pragma unroll 1
-        while (!tile(slot, dk, dv)) {
+        while (!tile(slot, dk, dv, captured)) {
         }
         this->done_with_keys();
       }
+      if constexpr (C::capture != Capture::none) captured.template finish<C::capture>(p);
+      if constexpr (C::capture == Capture::largest) return;
       const KeyTask90 t = KeyTask90::read<C>(slot);
       store_keys90<C>(p, t, p.dk, group, dk, p.scale);
       store_keys90<C>(p, t, p.dv, group, dv, C::dropout ? p.keep_scale : 1.0f);
     });
+    if constexpr (C::capture == Capture::largest) return;
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     if ((threadIdx.x & 127) == 0) store_shared_word(base + L::dq_to + 4 * group, -1);
     __syncwarp();
@@ -201,7 +216,8 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   /// One query tile. Was it the last?
   __device__ __forceinline__ bool tile(unsigned slot,
                                        float (&dk)[C::dqk / 8][4],
-                                       float (&dv)[C::dv / 8][4]) {
+                                       float (&dv)[C::dv / 8][4],
+                                       typename Score::Captures& captured) {
     if constexpr (m == 128) opaque(base);
     const int at = ring.at();
     mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
@@ -221,6 +237,13 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       pairs.weights(acc);
     }
     pairs.drop();
+    if constexpr (C::capture == Capture::largest) {
+      wgmma_wait<0>();
+      pin(acc);
+      pin(dp);
+      pairs.both(acc, dp, captured);
+      return this->leave_tile();
+    }
     if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
       pairs.fragments(left, acc);
       wgmma_fence();
@@ -236,7 +259,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       if constexpr (Score::identity)
         pairs.gradients(acc, dp);
       else
-        pairs.both(acc, dp);
+        pairs.both(acc, dp, captured);
       to_fragments<T, m>(ds, dp);
       pairs.fragments(left, acc);
       wgmma_fence();
@@ -304,7 +327,7 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
     const bool lead = (threadIdx.x & 31) == 0;
     if (warp == 0)
       BackwardProducer90<C>{p, maps, schedule, base, lead}.run();
-    else if (!L::wide && warp == 1 && lead)
+    else if (!L::wide && C::capture != Capture::largest && warp == 1 && lead)
       add_dq<C>(p, base);
   } else {
     raise_registers<C::consumer_registers>();

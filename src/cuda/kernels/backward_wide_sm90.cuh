@@ -8,7 +8,8 @@
 //   warpgroup 1: dP^T = V dO^T; dS = P * (dP - delta) * ds/dscore, passed back; dK += dS^T Q; dQ,
 //                right columns
 // Warpgroup 0 runs a tile ahead: it takes dS of the tile before. Both hold the same pairs of S^T
-// and dP^T, so P passes thread to thread. dQ is added to its sums in global memory from registers.
+// and dP^T, so P passes thread to thread; for gradients of what a score captures S passes instead,
+// and warpgroup 1 makes P again. dQ is added to its sums in global memory from registers.
 #pragma once
 
 #include "kernels/backward_sm90.cuh"
@@ -22,6 +23,7 @@ struct WideConsumer90 : Consumer90Base<C> {
   using L = SharedBackward90<C>;
   using T = typename C::Element;
   static constexpr int m = C::m;
+  static constexpr bool captures = C::capture != Capture::none;
   unsigned step = 0;
   int turn_to_pass = -1;  // ordered: of the tile before
 
@@ -80,7 +82,8 @@ struct WideConsumer90 : Consumer90Base<C> {
         weigh_tiles(slot, dv);
         this->done_with_keys();
       }
-      store_keys90<C>(p, KeyTask90::read<C>(slot), p.dv, 0, dv, C::dropout ? p.keep_scale : 1.0f);
+      if constexpr (C::capture != Capture::largest)
+        store_keys90<C>(p, KeyTask90::read<C>(slot), p.dv, 0, dv, C::dropout ? p.keep_scale : 1.0f);
     });
   }
   __device__ __forceinline__ void weigh_tiles(unsigned slot, float (&dv)[C::dv / 8][4]) {
@@ -98,6 +101,13 @@ struct WideConsumer90 : Consumer90Base<C> {
       multiply_rows90<C, C::dqk>(acc, base, base + L::q_at + L::q_bytes * at);
       wgmma_wait<0>();
       pin(acc);
+      if constexpr (captures) pass(acc);
+      if constexpr (C::capture == Capture::largest) {
+        __syncwarp();
+        free(L::dout_empty + 8 * at);
+        free(L::q_empty + 8 * at);
+        continue;
+      }
       Pairs90<C, Mask, Score> pair(p, base, slot, 0, at);
       if constexpr (Score::identity) {
         pair.weights(acc);
@@ -105,7 +115,7 @@ struct WideConsumer90 : Consumer90Base<C> {
       } else {
         float slope[m / 8][4];
         pair.weights_and_slopes(acc, slope);
-        pass(slope);
+        if constexpr (!captures) pass(slope);
       }
       free(L::q_empty + 8 * at);
       pair.drop();
@@ -128,13 +138,14 @@ struct WideConsumer90 : Consumer90Base<C> {
       before = sums;
       turn = my_turn;
     }
+    if constexpr (C::capture == Capture::largest) return;
     float dq[L::dq_columns(0) / 8][4];
     start_dq<0>(dq, step - 1);
     finish_dq<0>(dq, step - 1, before, turn);
     pass_last_turn<0>();
   }
 
-  /// P, or P * ds/dscore, to the same threads of warpgroup 1.
+  /// P, or P * ds/dscore, or S, to the same threads of warpgroup 1.
   __device__ __forceinline__ void pass(const float (&weight)[m / 8][4]) {
     mbarrier_wait(base + L::p_empty, (step & 1) ^ 1);
 #pragma unroll
@@ -147,15 +158,20 @@ struct WideConsumer90 : Consumer90Base<C> {
   __device__ void differentiate() {
     this->each_task([&](unsigned slot, bool any) {
       float dk[C::dqk / 8][4];
+      typename Score::Captures captured;
       clear(dk);
       if (any) {
-        differentiate_tiles(slot, dk);
+        differentiate_tiles(slot, dk, captured);
         this->done_with_keys();
       }
-      store_keys90<C>(p, KeyTask90::read<C>(slot), p.dk, 0, dk, p.scale);
+      if constexpr (captures) captured.template finish<C::capture>(p);
+      if constexpr (C::capture != Capture::largest)
+        store_keys90<C>(p, KeyTask90::read<C>(slot), p.dk, 0, dk, p.scale);
     });
   }
-  __device__ __forceinline__ void differentiate_tiles(unsigned slot, float (&dk)[C::dqk / 8][4]) {
+  __device__ __forceinline__ void differentiate_tiles(unsigned slot,
+                                                      float (&dk)[C::dqk / 8][4],
+                                                      typename Score::Captures& captured) {
 #pragma unroll 1
     for (bool last = false; !last; ring.next(), ++step) {
       const int at = ring.at();
@@ -180,7 +196,15 @@ struct WideConsumer90 : Consumer90Base<C> {
         load_shared(weight[i], base + L::p_at + (i * 128 + (threadIdx.x & 127)) * 16);
       __syncwarp();
       free(L::p_empty);
-      pair.gradients(weight, dp);
+      if constexpr (captures)
+        pair.both(weight, dp, captured);
+      else
+        pair.gradients(weight, dp);
+      if constexpr (C::capture == Capture::largest) {
+        __syncwarp();
+        free(L::q_empty + 8 * at);
+        continue;
+      }
       to_fragments<T, m>(ds, dp);
       mbarrier_wait(base + L::ds_empty + 8 * (step & 1), (step >> 1 & 1) ^ 1);
       store_ds90<C>(ds, base + L::ds_at + L::ds_bytes * (step & 1), 0);

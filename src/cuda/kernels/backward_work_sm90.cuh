@@ -418,8 +418,11 @@ struct Pairs90 {
     }
   }
 
-  /// Both at once, for a score program: its derivative is taken at what P was made of.
-  __device__ __forceinline__ void both(float (&acc)[m / 8][4], float (&dp)[m / 8][4]) {
+  /// Both at once, for a score program: its derivative is taken at what P was made of. With the
+  /// terms of what it captures.
+  __device__ __forceinline__ void both(float (&acc)[m / 8][4],
+                                       float (&dp)[m / 8][4],
+                                       typename Score::Captures& captured) {
     const float from[2] = {distance(0), distance(1)};
 #pragma unroll
     for (int c = 0; c < m / 8; ++c) {
@@ -435,8 +438,11 @@ struct Pairs90 {
         const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
         float grad = dp[c][e];
         if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
-        grad = weight * (grad - (e & 1 ? d.y : d.x)) *
-               Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
+        grad = weight * (grad - (e & 1 ? d.y : d.x));
+        if constexpr (C::capture != Capture::none)
+          Score::template capture<C::capture>(
+              p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, grad, live, captured);
+        grad *= Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
         acc[c][e] = weight;
         dp[c][e] = live ? grad : 0.0f;
       }

@@ -11,12 +11,14 @@
 //   struct Score {
 //     static constexpr bool identity = false;
 //     static constexpr int params = 2;  // of the program
+//     using Captures = Captured<2, Read<0, 1>>;  // each read of an array that has a gradient:
+//                                                // its slot and how many indices
 //     static __device__ float apply(p, batch, head, q, k, q_len, k_len, distance, score);
 //     static __device__ float derivative(p, ..., score);  // d apply / d score
-//     // Adds g * d apply / d capture: arrays by add_captured<how>(p, i, g * out, live, index...),
-//     // parameters by sums[i] += live ? g * out : 0. All lanes of a warp call it together.
+//     // Adds g * d apply / d capture: arrays by captured.add<how, read>(p, g * out, live,
+//     // index...), parameters by captured.sums[i] += g * out if live.
 //     template <Capture how>
-//     static __device__ void capture(p, ..., score, float g, bool live, float (&sums)[params]);
+//     static __device__ void capture(p, ..., score, float g, bool live, Captures& captured);
 //   };
 // derivative and capture are read by backward kernels only; params is at least 1.
 #pragma once
@@ -36,6 +38,7 @@ struct FullMask {
 struct IdentityScore {
   static constexpr bool identity = true;
   static constexpr int params = 1;
+  using Captures = Captured<1>;
   static __device__ float apply(const Params&, int, int, int, int, int, int, float, float score) {
     return score;
   }
@@ -44,7 +47,7 @@ struct IdentityScore {
   }
   template <Capture>
   static __device__ void capture(
-      const Params&, int, int, int, int, int, int, float, float, float, bool, float (&)[1]) {}
+      const Params&, int, int, int, int, int, int, float, float, float, bool, Captures&) {}
 };
 
 }  // namespace undivided::cuda

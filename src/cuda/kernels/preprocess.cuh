@@ -2,8 +2,9 @@
 // What a backward needs once a row: delta = rowsum(dO * O) - dLSE (Dao 2023, section 3.3), and what
 // a sink gets: dsink = sum over rows of e^(sink - LSE) * -delta, in fixed order.
 //
-// preprocess: some lanes of a warp a row, each 8 columns at a time; 4 warps a block. Its threads
-// also zero what the sm90 backward adds to. sink_gradient: a block of 256 threads a head.
+// preprocess: some lanes of a warp a row, each 8 columns at a time; 4 warps a block. For the sm90
+// backward its threads also zero what that adds to, and round a float32 dO, as the copy engine
+// brings operands only as they are. sink_gradient: a block of 256 threads a head.
 #pragma once
 
 #include "kernels/combine.cuh"
@@ -47,7 +48,7 @@ __device__ bool inside(const Params& p, const FlatRow& row) {
   return !p.q_lengths.data || row.i < index_at(p.q_lengths, row.b);
 }
 
-/// Sums of dQ, the counter of tasks behind them, and the counters of their order. A memset would
+/// Sums of dQ, the counters of tasks behind them, and the counters of their order. A memset would
 /// do, and cost the host another call.
 __device__ inline void zero_sums(const Params& p) {
   if (!p.dq_sum) return;
@@ -77,6 +78,12 @@ __device__ void preprocess(const Params& p) {
       load_eight<C::aligned>(b, p.dout.data, p.dout_type, dout + x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
+      if constexpr (C::wide_dout) {
+        using T = typename C::Element;
+        const uint4 rounded{
+            pack<T>(b[0], b[1]), pack<T>(b[2], b[3]), pack<T>(b[4], b[5]), pack<T>(b[6], b[7])};
+        *reinterpret_cast<uint4*>(static_cast<T*>(p.rounded_dout) + index * C::dv + x) = rounded;
+      }
     }
   }
 #pragma unroll
