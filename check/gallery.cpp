@@ -40,7 +40,7 @@ Array documents_of(const char* name, const std::vector<std::int32_t>& lengths, b
   }
   return Array(std::move(x), name);
 }
-const std::vector<std::int32_t> lengths{90, 40, 150, 12, 100, 120};
+const std::vector<std::int32_t> six_documents{90, 40, 150, 12, 100, 120};
 
 /// A tree of drafts: where the subtree of each token begins and ends in preorder.
 Captures tree_arrays() {
@@ -76,7 +76,7 @@ std::vector<GalleryMask> gallery_masks() {
                        std::vector<Array> arrays = {}) {
     all.push_back({name, title, std::move(text), library, {std::move(arrays), {}}});
   };
-  const auto doc = documents_of("doc", lengths, false);
+  const auto doc = documents_of("doc", six_documents, false);
   add("causal", "causal", "k <= q", "causal()");
   add("window", "causal sliding window", "k <= q && q - k <= 96", "causal() && window(96)");
   add("sink", "sink and window (StreamingLLM)", "k <= q && (q - k <= 96 || k < 4)");
@@ -97,7 +97,7 @@ std::vector<GalleryMask> gallery_masks() {
       "packed causal documents, by their starts",
       "start[q] <= k && k <= q",
       "",
-      {documents_of("start", lengths, true)});
+      {documents_of("start", six_documents, true)});
   add("shared-prefix",
       "answers that share a prefix",
       "k <= q && (doc[k] == 0 || doc[q] == doc[k])",

@@ -45,10 +45,6 @@ Context context_of(const Case& c, Backend backend) {
   return context;
 }
 
-std::vector<std::int64_t> shape_of(const View& v) {
-  return {v.shape.begin(), v.shape.begin() + v.rank};
-}
-
 /// What a backend produced, with guards of strided outputs checked.
 class Runner {
  public:

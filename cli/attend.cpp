@@ -14,7 +14,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct AttendFlags {
   ProblemFlags problem;
   std::string out, lse, max_logit, key_mass;
   std::string dout, dlse, dq, dk, dv, dsink;
@@ -28,7 +28,7 @@ struct Output {
   std::string captured;  // of --d-array
 };
 
-std::vector<Output> outputs_of(const Flags& f, DType out_dtype) {
+std::vector<Output> outputs_of(const AttendFlags& f, DType out_dtype) {
   std::vector<Output> all;
   const auto add = [&](const char* flag, const std::string& spec, DType dtype = DType::f32) {
     if (!spec.empty()) all.push_back({flag, spec, dtype, ""});
@@ -58,7 +58,7 @@ std::vector<std::string> differentiable(const Score& score) {
   return names;
 }
 
-void check_gradients(const Flags& f, const LoadedProblem& p) {
+void check_gradients(const AttendFlags& f, const LoadedProblem& p) {
   const bool wanted =
       !f.dq.empty() || !f.dk.empty() || !f.dv.empty() || !f.dsink.empty() || !f.d_arrays.empty();
   if (f.dout.empty() && wanted)
@@ -96,7 +96,7 @@ const Tensor& result_of(const Run& run, const Output& o) {
   throw Error(Code::unsupported, Stage::run, "no gradient of " + o.captured + " was made");
 }
 
-int run(const Flags& f) {
+int run(const AttendFlags& f) {
   if (f.out.empty()) refuse("--out is not given; name the file for O, e.g. --out O.npy");
   const Backend backend = backend_of(f.problem.backend);
   device_of(backend);  // no GPU: say so before anything is read
@@ -163,7 +163,7 @@ int run(const Flags& f) {
 
 Command add_attend(CLI::App& main) {
   CLI::App* app = main.add_subcommand("attend", "Attention of arrays in files, and its gradients");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<AttendFlags>();
   add_problem_flags(*app, f->problem);
   app->add_option("--out", f->out, "O: .npy or FILE.safetensors:NAME");
   app->add_option("--lse", f->lse, "log of the softmax denominator, per row");

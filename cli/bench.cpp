@@ -277,13 +277,13 @@ nlohmann::ordered_json json_of(
   return row;
 }
 
-struct Flags {
+struct BenchFlags {
   std::string backend = "cpu", filter;
   double budget = 0.4;
   bool json = false, gate = false, list = false, all = false;
 };
 
-int run(const Flags& f) {
+int run(const BenchFlags& f) {
   const Backend backend =
       choose("bench", f.backend, {"cpu", "cuda"}) == 0 ? Backend::cpu : Backend::cuda;
   device_of(backend);
@@ -345,7 +345,7 @@ int run(const Flags& f) {
 
 Command add_bench(CLI::App& main) {
   CLI::App* app = main.add_subcommand("bench", "How fast, beside the machine's own peak");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<BenchFlags>();
   app->add_option("backend", f->backend, "cpu (default) or cuda");
   app->add_option("--filter", f->filter, "regular expression on the names of all rows");
   app->add_flag("--all",

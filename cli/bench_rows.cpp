@@ -13,7 +13,7 @@ namespace undivided::cli {
 namespace {
 
 constexpr std::int64_t window_width = 512, document_length = 300;
-constexpr DType dtypes[] = {DType::f32, DType::f16, DType::bf16};
+constexpr DType measured_dtypes[] = {DType::f32, DType::f16, DType::bf16};
 
 std::string name_of(const Row& r) {
   std::string name = fmt::format(
@@ -61,7 +61,7 @@ std::optional<Row::Bar> bar_of(const Row& r) {
 void add_usual(List& list, bool gpu) {
   const int all = gpu ? 1 : default_executor().workers();
   for (const char* direction : {"forward", "backward", "decode"})
-    for (const DType dtype : dtypes) {
+    for (const DType dtype : measured_dtypes) {
       if (gpu && dtype == DType::f32) continue;
       for (const std::int64_t d : {64, 128})
         for (const char* mask : {"full", "causal", "window", "documents"}) {
@@ -108,7 +108,7 @@ void add_long(List& list) {
   Row base;
   base.usual = false;
   for (const char* direction : {"forward", "backward"})
-    for (const DType dtype : dtypes)
+    for (const DType dtype : measured_dtypes)
       for (const std::int64_t d : {64, 128}) {
         Row full = base;
         full.direction = direction;
@@ -122,7 +122,7 @@ void add_long(List& list) {
           list.add_beside(r, full, .92);
         }
       }
-  for (const DType dtype : dtypes)
+  for (const DType dtype : measured_dtypes)
     for (const std::int64_t n : {64, 128, 256}) {
       Row r = base;
       r.direction = "forward";
@@ -165,7 +165,7 @@ void add_long(List& list) {
     r.score = score;
     list.add_beside(r, forward, 1 / 1.2);
   }
-  for (const DType dtype : dtypes) {
+  for (const DType dtype : measured_dtypes) {
     Row dense = forward;
     dense.dtype = dtype;
     Row r = dense;
@@ -187,7 +187,7 @@ void add_long(List& list) {
 }
 
 void add_decode(List& list) {
-  for (const DType dtype : dtypes)
+  for (const DType dtype : measured_dtypes)
     for (const std::int64_t kv_heads : {4, 8}) {
       Row r;
       r.usual = false;

@@ -16,7 +16,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct CheckFlags {
   std::string name, filter, file, backend = "cpu", shard;
   std::size_t some = 0;
   bool all = false, gallery = false, large = false, json = false, list = false;
@@ -36,7 +36,7 @@ Shard shard_of(const std::string& text) {
   return s;
 }
 
-std::vector<check::Case> cases_of(const Flags& f) {
+std::vector<check::Case> cases_of(const CheckFlags& f) {
   std::vector<check::Case> cases;
   if (!f.name.empty()) {
     cases.push_back(check::Case::parse(f.name));
@@ -54,7 +54,7 @@ std::vector<check::Case> cases_of(const Flags& f) {
   return cases;
 }
 
-int run(const Flags& f) {
+int run(const CheckFlags& f) {
   if ((!f.name.empty()) + (!f.file.empty()) + f.all + f.gallery + f.large + (f.some > 0) > 1)
     refuse(
         "CASE, --file, --some, --all, --gallery and --large exclude each other; give one of them");
@@ -123,7 +123,7 @@ int run(const Flags& f) {
 
 Command add_check(CLI::App& main) {
   CLI::App* app = main.add_subcommand("check", "Cases of the grid against the float64 oracle");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<CheckFlags>();
   app->add_option("case", f->name, "one case by name, e.g. forward.f32.d64.q65.k65.mask=causal");
   app->add_option("--filter", f->filter, "regular expression on the names of cases");
   app->add_option("--file", f->file, "names of cases, one a line");

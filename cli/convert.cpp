@@ -12,7 +12,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct ConvertFlags {
   std::string in, out, to, layers, method, which = "self,cross,encoder";
   nn::ConvertOptions convert;
   bool json = false;
@@ -46,7 +46,7 @@ std::vector<std::int64_t> layers_of(const std::string& text) {
   return layers;
 }
 
-nn::ConvertOptions options_of(const Flags& f) {
+nn::ConvertOptions options_of(const ConvertFlags& f) {
   nn::ConvertOptions o = f.convert;
   if (!f.layers.empty()) o.layers = layers_of(f.layers);
   if (!f.method.empty())
@@ -59,7 +59,7 @@ nn::ConvertOptions options_of(const Flags& f) {
   return o;
 }
 
-int run(const Flags& f, const CLI::App& app) {
+int run(const ConvertFlags& f, const CLI::App& app) {
   if (f.to.empty() == (app.count("--kv-heads") == 0))
     refuse(f.to.empty() ? "give --kv-heads N, or --to unilm | diffllama for Differential "
                           "Transformers"
@@ -110,7 +110,7 @@ int run(const Flags& f, const CLI::App& app) {
 Command add_convert(CLI::App& main) {
   CLI::App* app = main.add_subcommand(
       "convert", "Checkpoints to grouped or multi-query attention and back; DiffLlama and unilm");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<ConvertFlags>();
   app->add_option("in", f->in, "a .safetensors file, an index of shards, or a folder")->required();
   app->add_option("out", f->out, "a .safetensors file, or a new folder if IN is one")->required();
   app->add_option("--kv-heads", f->convert.kv_heads, "wanted: fewer are pooled, more are repeated");

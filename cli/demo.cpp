@@ -21,7 +21,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct DemoFlags {
   std::string report = "undivided-report.html";
   std::int64_t heads = 8, tokens = 1024, dim = 64;
   int threads = 0;
@@ -132,7 +132,7 @@ void print_row(const DemoRow& r, bool json) {
   std::fflush(stdout);
 }
 
-int run(const Flags& f) {
+int run(const DemoFlags& f) {
   if (f.heads < 1 || f.tokens < 1 || f.dim < 1 || f.heads > 1024 || f.tokens > 1 << 16 ||
       f.dim > 512)
     refuse("--heads, --tokens and --dim are at least 1 and at most 1024, 65536 and 512");
@@ -231,7 +231,7 @@ int run(const Flags& f) {
 
 Command add_demo(CLI::App& main) {
   CLI::App* app = main.add_subcommand("demo", "Every form on a real input, checked and timed");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<DemoFlags>();
   app->add_option("--report", f->report, "the page to write (default undivided-report.html)");
   app->add_option("--heads", f->heads, "of the larger input (default 8)");
   app->add_option("--tokens", f->tokens, "of the larger input (default 1024)");

@@ -13,7 +13,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct ExplainFlags {
   ProblemFlags problem;
   std::string shape;
   bool backward = false, max_logit = false, key_mass = false, json = false;
@@ -37,7 +37,7 @@ nlohmann::ordered_json json_of(const Explanation& e) {
           {"refused", refused}};
 }
 
-int run(const Flags& f) {
+int run(const ExplainFlags& f) {
   const Backend backend = backend_of(f.problem.backend);
   const Device device{backend == Backend::cuda ? Device::Kind::cuda : Device::Kind::cpu, 0};
   LoadedProblem p =
@@ -80,7 +80,7 @@ int run(const Flags& f) {
 
 Command add_explain(CLI::App& main) {
   CLI::App* app = main.add_subcommand("explain", "What would run, why, and what was refused");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<ExplainFlags>();
   app->add_option("--shape", f->shape, "b,hq,hkv,nq,nk,d,dv instead of --q, --k and --v");
   app->add_flag("--backward", f->backward, "explains the gradient");
   app->add_flag("--max-logit", f->max_logit, "as if it were asked for");

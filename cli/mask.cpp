@@ -17,7 +17,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct MaskFlags {
   std::string text, name, align, png, gallery;
   std::vector<std::string> arrays, params;
   std::int64_t q_len = -1, k_len = -1, heads = 1;
@@ -25,7 +25,7 @@ struct Flags {
   bool json = false, list = false;
 };
 
-Mask mask_of(const Flags& f) {
+Mask mask_of(const MaskFlags& f) {
   if (f.text.empty() == f.name.empty())
     refuse(f.text.empty() ? "give --mask TEXT or --name LIBRARY (undivided mask --list shows them)"
                           : "both --mask and --name are given; one of them decides");
@@ -37,7 +37,7 @@ Mask mask_of(const Flags& f) {
   return library_mask(f.name, arrays);
 }
 
-Sequence sequence_of(const Flags& f, const Mask& mask) {
+Sequence sequence_of(const MaskFlags& f, const Mask& mask) {
   if (f.q_len < 0 || f.k_len < 0)
     refuse(fmt::format("{} is {}; a number of tokens >= 0 is expected",
                        f.q_len < 0 ? "--q-len" : "--k-len",
@@ -60,7 +60,7 @@ Sequence sequence_of(const Flags& f, const Mask& mask) {
   return s;
 }
 
-int run(const Flags& f) {
+int run(const MaskFlags& f) {
   if (f.list) {
     for (const LibraryMask& m : library_masks()) fmt::print("{:<22}{}\n", m.call, m.meaning);
     return exit_done;
@@ -125,7 +125,7 @@ int run(const Flags& f) {
 
 Command add_mask(CLI::App& main) {
   CLI::App* app = main.add_subcommand("mask", "What a mask keeps: counts, classes, a picture");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<MaskFlags>();
   app->add_option("--mask", f->text, "a condition on q, k, head, e.g. 'k <= q && q - k < 1024'");
   app->add_option("--name", f->name, "a library mask in call syntax, e.g. 'window(512, 0)'");
   app->add_flag("--list", f->list, "prints the library masks");

@@ -16,13 +16,6 @@
 #include "cuda/peak.hpp"
 
 namespace undivided::cli {
-namespace {
-
-std::vector<std::int64_t> shape_of(const View& v) {
-  return {v.shape.begin(), v.shape.begin() + v.rank};
-}
-
-}  // namespace
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

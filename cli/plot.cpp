@@ -14,7 +14,7 @@ namespace undivided::cli {
 namespace {
 
 using Colour = std::array<std::uint8_t, 3>;
-constexpr Colour ink{40, 44, 52}, grid{225, 225, 225}, dots{180, 200, 225}, line{38, 98, 168};
+constexpr Colour ink{40, 44, 52}, grid{225, 225, 225}, dots{180, 200, 225}, curve{38, 98, 168};
 
 class Canvas {
  public:
@@ -95,7 +95,7 @@ std::string loss_curve(const std::vector<float>& losses, const std::string& titl
     c.fill(x, y_of(losses[i]), 2, 2, dots);
     mean += .1 * (losses[i] - mean);
     const int y = y_of(mean);
-    c.fill(x, std::min(before, y), 2, std::abs(before - y) + 2, line);
+    c.fill(x, std::min(before, y), 2, std::abs(before - y) + 2, curve);
     before = y;
   }
   return c.png();

@@ -15,7 +15,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct PrecompileFlags {
   std::string out, arch = "sm_90";
   bool list = false, optional = false;
 };
@@ -29,7 +29,7 @@ int arch_of(const std::string& name) {
   return arch;
 }
 
-int run(const Flags& f) {
+int run(const PrecompileFlags& f) {
   const int arch = arch_of(f.arch);
   const std::vector<cuda::AheadKernel> kernels = cuda::usual_kernels(arch);
   if (f.list) {
@@ -84,7 +84,7 @@ int run(const Flags& f) {
 Command add_precompile(CLI::App& main) {
   CLI::App* app =
       main.add_subcommand("precompile", "Compiles the usual CUDA kernels; needs NVRTC and no GPU");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<PrecompileFlags>();
   app->add_option("--out", f->out, "folder: name it in UNDIVIDED_KERNELS, or install it");
   app->add_option("--arch", f->arch, "of the cards: sm_80, sm_86, sm_89, sm_90 (default), ...");
   app->add_flag("--list", f->list, "prints the names of the kernels and stops");

@@ -15,7 +15,7 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct TrainFlags {
   nn::TrainOptions train;
   std::string out, picture;
   std::int64_t every = 50, unseen = 500;
@@ -53,7 +53,7 @@ void show(std::int64_t done, std::int64_t total, double loss) {
   std::fflush(stderr);
 }
 
-int run(Flags f) {
+int run(TrainFlags f) {
   namespace fs = std::filesystem;
   choose("TASK", f.train.task, nn::task_names());
   if (f.every < 1 || f.unseen < 1) refuse("--every and --unseen are at least 1");
@@ -146,7 +146,7 @@ int run(Flags f) {
 Command add_train(CLI::App& main) {
   CLI::App* app =
       main.add_subcommand("train", "Train a small Transformer: reverse, dates or numbers");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<TrainFlags>();
   nn::TrainOptions& t = f->train;
   app->add_option("task", t.task, "reverse | dates | numbers")->capture_default_str();
   app->add_option("--out", f->out, "the model (TASK.safetensors)");

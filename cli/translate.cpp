@@ -13,14 +13,14 @@
 namespace undivided::cli {
 namespace {
 
-struct Flags {
+struct TranslateFlags {
   std::string model, text, map;
   nn::SearchOptions search;
   int threads = 1;
   bool json = false;
 };
 
-void answer(const Flags& f, const nn::Translator& translator, const std::string& line) {
+void answer(const TranslateFlags& f, const nn::Translator& translator, const std::string& line) {
   const auto a = translator.translate(line, f.search, !f.map.empty());
   if (!f.map.empty()) write_file(f.map, attention_map(a.weights, line, a.text));
   if (f.json)
@@ -34,7 +34,7 @@ void answer(const Flags& f, const nn::Translator& translator, const std::string&
   std::fflush(stdout);
 }
 
-int run(const Flags& f) {
+int run(const TranslateFlags& f) {
   const Threads threads(f.threads);
   Context context;
   context.executor = threads.executor;
@@ -61,7 +61,7 @@ int run(const Flags& f) {
 
 Command add_translate(CLI::App& main) {
   CLI::App* app = main.add_subcommand("translate", "Answer lines with a model that train wrote");
-  auto f = std::make_shared<Flags>();
+  auto f = std::make_shared<TranslateFlags>();
   app->add_option("model", f->model, "NAME.safetensors")->required();
   app->add_option("--text", f->text, "the line; without it lines come from stdin");
   app->add_option("--beams", f->search.beams, "1 is greedy")->capture_default_str();

@@ -3,4 +3,5 @@
 file(GLOB lab_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/lab/*.cpp)
 add_library(undivided_lab STATIC ${lab_sources})
 undivided_settings(undivided_lab)
+undivided_unity(undivided_lab 8)
 target_include_directories(undivided_lab PUBLIC ${PROJECT_SOURCE_DIR})

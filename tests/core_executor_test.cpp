@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/environment.hpp"
+#include "core_support.hpp"
 #include "undivided/context.hpp"
 #include "undivided/error.hpp"
 
@@ -121,16 +122,6 @@ class Variable {
   const char* name_;
   std::string old_;
 };
-
-template <class F>
-std::string refusal(const F& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was refused";
-}
 
 TEST(Environment, ReadsLegalValuesAndNamesThemOtherwise) {
   {

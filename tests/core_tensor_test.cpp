@@ -8,21 +8,12 @@
 #include <limits>
 #include <string>
 
+#include "core_support.hpp"
 #include "undivided/error.hpp"
 #include "undivided/tensor.hpp"
 
 namespace undivided {
 namespace {
-
-template <class F>
-std::string refusal(const F& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing was refused";
-}
 
 TEST(View, WalksByStrides) {
   float data[2 * 3 * 4];

@@ -51,7 +51,7 @@ void expect_one_result(const Data& x, Options o) {
 
 TEST_P(CpuInside, EveryKindOfFlashMask) {
   for (const int n : {130, 257})
-    for (const undivided::testing::Kind& kind : undivided::testing::kinds(n)) {
+    for (const flashmask::Kind& kind : flashmask::kinds(n)) {
       SCOPED_TRACE(kind.name);
       Options o;
       o.mask = import_flashmask(kind.mask);
@@ -116,7 +116,7 @@ TEST_P(CpuInside, MasksByColumnsOfEveryShape) {
 }
 
 TEST_P(CpuInside, TheOracleAgrees) {
-  for (const undivided::testing::Kind& kind : undivided::testing::kinds(200)) {
+  for (const flashmask::Kind& kind : flashmask::kinds(200)) {
     SCOPED_TRACE(kind.name);
     Case c{.batch = 2, .nq = 150, .nk = 200, .lengths = true, .mask_plan = true};
     c.options.mask = import_flashmask(kind.mask);

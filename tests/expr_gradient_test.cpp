@@ -60,7 +60,7 @@ bool difference(F&& f, double x, double h, double& slope) {
          std::fabs(slope) < 1e4;
 }
 
-int checked = 0, wrong = 0, singular = 0;
+int checked = 0, wrong_slopes = 0, singular = 0;
 
 void check(double symbolic, double slope, const Program& p, const char* what) {
   ++checked;
@@ -69,7 +69,7 @@ void check(double symbolic, double slope, const Program& p, const char* what) {
     return;
   }
   const double allowed = 4e-3 * std::max(1.0, std::fabs(slope));
-  wrong += !(std::fabs(symbolic - slope) <= allowed);
+  wrong_slopes += !(std::fabs(symbolic - slope) <= allowed);
   EXPECT_NEAR(symbolic, slope, allowed) << "by " << what << " of " << expr::print(p);
 }
 
@@ -110,7 +110,7 @@ void compare(const Program& p, const Point& at) {
   }
 }
 
-Program parsed(const std::string& text) {
+Program parsed_score(const std::string& text) {
   return expr::parse(
       "array table: f32[1]; array doc: i32[1]; param c: f32 = 0.375; " + text, Type::f32, {});
 }
@@ -134,7 +134,7 @@ TEST(Gradient, OfEveryOperation) {
                            "30.0 * tanh(score / 30.0) + table[head] * (k - q)"}) {
     SCOPED_TRACE(text);
     const int before = checked;
-    for (const Point& at : sample_points()) compare(parsed(text), at);
+    for (const Point& at : sample_points()) compare(parsed_score(text), at);
     EXPECT_GT(checked - before, 30);
     EXPECT_EQ(singular, 0);
   }
@@ -144,9 +144,9 @@ TEST(Gradient, OfRandomPrograms) {
   checked = singular = 0;
   EXPECT_TRUE(rc::check([&](const std::vector<std::uint32_t>& recipe) {
     const Program p = expr::simplify(random_program(recipe, Type::f32));
-    const int before = wrong;
+    const int before = wrong_slopes;
     for (const Point& at : sample_points()) compare(p, at);
-    RC_ASSERT(wrong == before);
+    RC_ASSERT(wrong_slopes == before);
   }));
   EXPECT_GT(checked, 1000);  // most differences were trustworthy
   EXPECT_LT(singular, checked / 10);
@@ -154,11 +154,11 @@ TEST(Gradient, OfRandomPrograms) {
 }
 
 TEST(Gradient, HasATermForEachUsefulLoadAndParameter) {
-  const auto g = expr::differentiate(parsed("score + table[q] * c + table[k]"));
+  const auto g = expr::differentiate(parsed_score("score + table[q] * c + table[k]"));
   ASSERT_EQ(g.terms.size(), 3U);
   EXPECT_EQ(g.program.roots.size(), 4U);
   // Read only through a condition: no slope.
-  EXPECT_TRUE(expr::differentiate(parsed("table[q] < c ? score : 0.0")).terms.empty());
+  EXPECT_TRUE(expr::differentiate(parsed_score("table[q] < c ? score : 0.0")).terms.empty());
 }
 
 TEST(Gradient, LeavesLiftedLiteralsOut) {
@@ -175,7 +175,7 @@ TEST(Gradient, OfTheLibrary) {
 }
 
 TEST(Gradient, TheOtherBranchCannotPoison) {
-  const auto p = parsed("score > 0.0 ? log(score) : 2.0 * score");
+  const auto p = parsed_score("score > 0.0 ? log(score) : 2.0 * score");
   Point at;
   at.score = 0;
   EXPECT_EQ(symbolic(p, {}, at).score, 2);
@@ -184,10 +184,10 @@ TEST(Gradient, TheOtherBranchCannotPoison) {
 TEST(Gradient, TiesGoToTheFirstOperandAndAbsIsFlatAtZero) {
   Point at;
   at.score = 2.0;  // table[2] is 2
-  EXPECT_EQ(symbolic(parsed("min(score, table[2])"), {}, at).score, 1);
-  EXPECT_EQ(symbolic(parsed("max(table[2], score)"), {}, at).score, 0);
+  EXPECT_EQ(symbolic(parsed_score("min(score, table[2])"), {}, at).score, 1);
+  EXPECT_EQ(symbolic(parsed_score("max(table[2], score)"), {}, at).score, 0);
   at.score = 0;
-  EXPECT_EQ(symbolic(parsed("abs(score)"), {}, at).score, 0);
+  EXPECT_EQ(symbolic(parsed_score("abs(score)"), {}, at).score, 0);
 }
 
 }  // namespace

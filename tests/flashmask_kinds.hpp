@@ -9,7 +9,7 @@
 
 #include "undivided/mask_formats.hpp"
 
-namespace undivided::testing {
+namespace undivided::flashmask {
 
 using Rule = std::function<bool(int, int)>;
 
@@ -133,4 +133,4 @@ inline std::vector<Kind> kinds(int n) {
   return out;
 }
 
-}  // namespace undivided::testing
+}  // namespace undivided::flashmask

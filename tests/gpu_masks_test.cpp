@@ -79,7 +79,7 @@ TEST_F(GpuMasks, TheCatalogueGivesWhatTheCpuGives) {
 
 TEST_F(GpuMasks, EveryKindOfFlashMaskGivesWhatTheCpuGives) {
   const Data data{715};
-  for (const testing::Kind& kind : testing::kinds(715)) {
+  for (const flashmask::Kind& kind : flashmask::kinds(715)) {
     SCOPED_TRACE(kind.name);
     data.compare(import_flashmask(kind.mask));
   }

@@ -13,7 +13,7 @@ namespace {
 using testing::CatalogueMask;
 using testing::MaskCatalogue;
 
-Sequence lengths(std::int64_t q, std::int64_t k, std::int64_t q_origin = 0) {
+Sequence sequence(std::int64_t q, std::int64_t k, std::int64_t q_origin = 0) {
   Sequence s;
   s.q_len = q;
   s.k_len = k;
@@ -60,12 +60,12 @@ void expect_same(const MaskPlan& a, const MaskPlan& b) {
 
 TEST(MaskCatalogue, every_mask_equals_brute_force) {
   const MaskCatalogue catalogue(8192);
-  for (const Sequence& s : {lengths(8192, 8192),
-                            lengths(2048, 2048),
-                            lengths(1000, 1500),
-                            lengths(777, 3001, 2224),
-                            lengths(2111, 130),
-                            lengths(1, 8192, 8191)}) {
+  for (const Sequence& s : {sequence(8192, 8192),
+                            sequence(2048, 2048),
+                            sequence(1000, 1500),
+                            sequence(777, 3001, 2224),
+                            sequence(2111, 130),
+                            sequence(1, 8192, 8191)}) {
     for (const CatalogueMask& m : catalogue.masks()) {
       SCOPED_TRACE(fmt::format("{} {}, {} x {}", m.number, m.name, s.q_len, s.k_len));
       const auto p = bound(catalogue.mask(m), s);
@@ -77,7 +77,7 @@ TEST(MaskCatalogue, every_mask_equals_brute_force) {
 }
 
 TEST(MaskCatalogue, rectangles_and_key_ranges_are_counted_exactly) {
-  const Sequence s = lengths(300, 413);
+  const Sequence s = sequence(300, 413);
   const MaskCatalogue catalogue(2048);
   std::mt19937 random(9);
   for (const CatalogueMask& m : catalogue.masks()) {
@@ -108,7 +108,7 @@ TEST(MaskCatalogue, rectangles_and_key_ranges_are_counted_exactly) {
 
 TEST(MaskCatalogue, a_plan_does_not_depend_on_the_number_of_workers) {
   const MaskCatalogue catalogue(8192);
-  const std::vector<Sequence> one{lengths(8192, 8192)};
+  const std::vector<Sequence> one{sequence(8192, 8192)};
   for (const CatalogueMask& m : catalogue.masks()) {
     SCOPED_TRACE(m.name);
     const auto p = bound(catalogue.mask(m), one[0]);
@@ -121,7 +121,7 @@ TEST(MaskCatalogue, a_plan_does_not_depend_on_the_number_of_workers) {
 TEST(MaskCatalogue, five_samples_a_block_are_wrong_on_these_masks) {
   constexpr std::int64_t n = 8192, side = 128;
   const MaskCatalogue catalogue(n);
-  const std::vector<Sequence> one{lengths(n, n)};
+  const std::vector<Sequence> one{sequence(n, n)};
   for (const CatalogueMask& m : catalogue.masks()) {
     if (!m.sampled_wrong) continue;
     const auto p = bound(catalogue.mask(m), one[0]);
@@ -158,7 +158,7 @@ TEST(MaskCatalogue, classes_of_128_match_counts_derived_by_another_program) {
   };
   constexpr std::int64_t n = 8192, side = 128;
   const MaskCatalogue catalogue(n);
-  const std::vector<Sequence> one{lengths(n, n)};
+  const std::vector<Sequence> one{sequence(n, n)};
   for (const Count& c :
        {Count{1, 64, 2016},  Count{2, 120, 436},   Count{3, 120, 420}, Count{4, 187, 63},
         Count{5, 56, 2052},  Count{6, 180, 946},   Count{7, 152, 443}, Count{8, 152, 443},

@@ -14,10 +14,10 @@
 namespace undivided {
 namespace {
 
-using testing::Kind;
-using testing::kinds;
+using flashmask::Kind;
+using flashmask::kinds;
 
-Sequence lengths(int q_len, int k_len, int q_origin = 0) {
+Sequence sized(int q_len, int k_len, int q_origin = 0) {
   Sequence s;
   s.q_len = q_len;
   s.k_len = k_len;
@@ -50,7 +50,7 @@ std::string refusal(const std::function<void()>& f) {
   return "nothing was refused";
 }
 
-std::vector<int> classes(const MaskPlan& plan, const MaskPlan::Entry& e, bool by_query) {
+std::vector<int> block_classes(const MaskPlan& plan, const MaskPlan::Entry& e, bool by_query) {
   const int rows = by_query ? e.q_blocks : e.k_blocks;
   std::vector<int> out(static_cast<std::size_t>(e.q_blocks) * e.k_blocks);
   for (int i = 0; i < rows; ++i) {
@@ -70,7 +70,7 @@ std::vector<int> classes(const MaskPlan& plan, const MaskPlan::Entry& e, bool by
 }
 
 // The same classes in both orders, the same counts: all but the bits.
-void expect_same(const MaskPlan& got, const MaskPlan& want) {
+void expect_same_blocks(const MaskPlan& got, const MaskPlan& want) {
   ASSERT_EQ(got.inside, Inside::program);
   EXPECT_TRUE(got.tile_ids.empty() && got.tiles_by_query.empty() && got.tiles_by_key.empty());
   ASSERT_EQ(got.entry_of, want.entry_of);
@@ -81,9 +81,9 @@ void expect_same(const MaskPlan& got, const MaskPlan& want) {
     EXPECT_EQ(a.full, b.full);
     EXPECT_EQ(a.kept_pairs, b.kept_pairs);
     EXPECT_EQ(a.rows_without_key, b.rows_without_key);
-    const std::vector<int> wanted = classes(want, b, true);
-    EXPECT_EQ(classes(got, a, true), wanted);
-    EXPECT_EQ(classes(got, a, false), wanted);
+    const std::vector<int> wanted = block_classes(want, b, true);
+    EXPECT_EQ(block_classes(got, a, true), wanted);
+    EXPECT_EQ(block_classes(got, a, false), wanted);
   }
 }
 
@@ -104,14 +104,14 @@ TEST(MaskColumns, every_kind_of_flashmask_has_the_classes_of_its_bits) {
     for (const Kind& kind : kinds(std::max(n, 40))) {
       SCOPED_TRACE(fmt::format("{}, {}", kind.name, n));
       const Mask m = import_flashmask(kind.mask);
-      for (const Sequence& s : {lengths(n, n), lengths(std::min(70, n), n), lengths(2 * n, n)}) {
+      for (const Sequence& s : {sized(n, n), sized(std::min(70, n), n), sized(2 * n, n)}) {
         const auto want = plan_of(m, s, Inside::bits);
-        ASSERT_NO_FATAL_FAILURE(expect_same(*plan_of(m, s, Inside::program), *want));
+        ASSERT_NO_FATAL_FAILURE(expect_same_blocks(*plan_of(m, s, Inside::program), *want));
       }
       // Aligned at the end: positions of queries do not begin at 0.
-      const Sequence late = lengths(n / 2 + 1, n, n - n / 2 - 1);
+      const Sequence late = sized(n / 2 + 1, n, n - n / 2 - 1);
       ASSERT_NO_FATAL_FAILURE(
-          expect_same(*plan_of(m, late, Inside::program), *plan_of(m, late, Inside::bits)));
+          expect_same_blocks(*plan_of(m, late, Inside::program), *plan_of(m, late, Inside::bits)));
     }
 }
 
@@ -122,10 +122,11 @@ TEST(MaskColumns, columns_without_order_are_classed_exactly) {
       const int n = 200 + 700 * static_cast<int>(seed % 3),
                 rows = 100 + 97 * static_cast<int>(seed);
       const Mask m = import_flashmask(random_columns(n, causal, columns, rows, seed));
-      const Sequence s = lengths(rows, n);
+      const Sequence s = sized(rows, n);
       const auto want = plan_of(m, s, Inside::bits);
-      ASSERT_NO_FATAL_FAILURE(expect_same(*plan_of(m, s, Inside::program), *want));
-      ASSERT_NO_FATAL_FAILURE(expect_same(*plan_of(m, s, Inside::program, 1, *executor), *want));
+      ASSERT_NO_FATAL_FAILURE(expect_same_blocks(*plan_of(m, s, Inside::program), *want));
+      ASSERT_NO_FATAL_FAILURE(
+          expect_same_blocks(*plan_of(m, s, Inside::program, 1, *executor), *want));
     }
 }
 
@@ -148,9 +149,9 @@ TEST(MaskColumns, any_connective_and_compare_is_read) {
     SCOPED_TRACE(text);
     const Mask m = Mask::parse(text, captures);
     ASSERT_FALSE(expr::by_columns(*m.program()).leaves.empty());
-    const Sequence s = lengths(450, 500);
+    const Sequence s = sized(450, 500);
     ASSERT_NO_FATAL_FAILURE(
-        expect_same(*plan_of(m, s, Inside::program, 2), *plan_of(m, s, Inside::bits, 2)));
+        expect_same_blocks(*plan_of(m, s, Inside::program, 2), *plan_of(m, s, Inside::bits, 2)));
   }
   for (const char* text : {"a[q] == a[k]", "a[q] <= k && k <= q", "q % 3 == 0 && k <= q"})
     EXPECT_TRUE(expr::by_columns(*Mask::parse(text, captures).program()).leaves.empty()) << text;
@@ -160,15 +161,15 @@ TEST(MaskColumns, any_other_mask_keeps_its_classes_without_bits) {
   const testing::MaskCatalogue catalogue(2048);
   for (const auto& m : catalogue.masks()) {
     SCOPED_TRACE(m.name);
-    const Sequence s = lengths(330, 500);
+    const Sequence s = sized(330, 500);
     const Mask mask = catalogue.mask(m);
     ASSERT_NO_FATAL_FAILURE(
-        expect_same(*plan_of(mask, s, Inside::program), *plan_of(mask, s, Inside::bits)));
+        expect_same_blocks(*plan_of(mask, s, Inside::program), *plan_of(mask, s, Inside::bits)));
   }
 }
 
 TEST(MaskColumns, are_chosen_for_masks_that_read_columns) {
-  const Sequence s = lengths(100, 100);
+  const Sequence s = sized(100, 100);
   EXPECT_EQ(plan_of(import_flashmask(kinds(100)[3].mask), s, Inside::automatic)->inside,
             Inside::program);
   EXPECT_EQ(plan_of(prefix(10), s, Inside::automatic)->inside, Inside::bits);
@@ -176,7 +177,7 @@ TEST(MaskColumns, are_chosen_for_masks_that_read_columns) {
 
 TEST(MaskColumns, memory_grows_with_the_tokens) {
   const auto bytes = [](const Mask& m, int n) {
-    return plan_of(m, lengths(n, n), Inside::program)->bytes();
+    return plan_of(m, sized(n, n), Inside::program)->bytes();
   };
   for (const std::size_t kind : {3u, 4u, 6u, 7u, 10u, 11u}) {
     SCOPED_TRACE(kinds(64)[kind].name);
@@ -194,7 +195,7 @@ TEST(MaskColumns, memory_grows_with_the_tokens) {
     stripes.values.push_back(0);
   }
   const Mask m = import_flashmask(stripes);
-  const Sequence s = lengths(n, n);
+  const Sequence s = sized(n, n);
   const auto plan = plan_of(m, s, Inside::program);
   EXPECT_LE(plan->bytes(), 128u * n);
   const auto& e = plan->entries[0];
@@ -206,8 +207,7 @@ TEST(MaskColumns, memory_grows_with_the_tokens) {
 }
 
 TEST(MaskColumns, answers_that_need_bits_are_refused) {
-  const auto plan =
-      plan_of(import_flashmask(kinds(300)[6].mask), lengths(300, 300), Inside::program);
+  const auto plan = plan_of(import_flashmask(kinds(300)[6].mask), sized(300, 300), Inside::program);
   const auto& e = plan->entries[0];
   EXPECT_EQ(plan->classify(e, 0, 64, 0, 64), BlockClass::partial);
   EXPECT_EQ(plan->classify(e, 256, 300, 256, 300), BlockClass::partial);

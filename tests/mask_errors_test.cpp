@@ -44,7 +44,7 @@ TEST_P(MaskRefusal, names_the_fault_and_what_is_allowed) {
   }
 }
 
-const std::vector<Row> table{
+const std::vector<Row> refusals{
     {"short_array",
      [] { attend(documents(ids(99))); },
      Stage::bind,
@@ -108,7 +108,7 @@ const std::vector<Row> table{
      "ids"},
 };
 
-INSTANTIATE_TEST_SUITE_P(Table, MaskRefusal, ::testing::ValuesIn(table), [](const auto& i) {
+INSTANTIATE_TEST_SUITE_P(Table, MaskRefusal, ::testing::ValuesIn(refusals), [](const auto& i) {
   return i.param.name;
 });
 

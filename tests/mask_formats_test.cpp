@@ -17,9 +17,9 @@ namespace {
 
 using testing::MaskCatalogue;
 using Bytes = std::vector<std::uint8_t>;
-using testing::Kind;
-using testing::kinds;
-using testing::Rule;
+using flashmask::Kind;
+using flashmask::kinds;
+using flashmask::Rule;
 
 std::shared_ptr<MaskPlan> plan_of(const Mask& m, int q_len, int k_len, std::int64_t heads = 1) {
   Sequence s;
@@ -44,7 +44,7 @@ Bytes dense(const Rule& keep, int q_len, int k_len) {
     for (int k = 0; k < k_len; ++k) out.push_back(keep(q, k));
   return out;
 }
-std::string refusal(const std::function<void()>& f) {
+std::string what_was_refused(const std::function<void()>& f) {
   try {
     f();
   } catch (const Error& e) {
@@ -171,13 +171,13 @@ TEST(MaskFormats, what_a_format_cannot_say_is_refused_with_the_place) {
   using ::testing::HasSubstr;
   const auto dilated = plan_of(Mask::parse("abs(q - k) % 3 == 0"), 100, 100);
   const auto diagonal = plan_of(causal(), 100, 100);
-  EXPECT_THAT(refusal([&] { export_flashmask(*dilated, dilated->entries[0]); }),
+  EXPECT_THAT(what_was_refused([&] { export_flashmask(*dilated, dilated->entries[0]); }),
               HasSubstr("two runs of masked queries for each key; key 0 has"));
-  EXPECT_THAT(refusal([&] { export_slices(*dilated, dilated->entries[0], 20); }),
+  EXPECT_THAT(what_was_refused([&] { export_slices(*dilated, dilated->entries[0], 20); }),
               HasSubstr("more than 20 slices"));
-  EXPECT_THAT(refusal([&] { export_cu_seqlens(*diagonal, diagonal->entries[0]); }),
+  EXPECT_THAT(what_was_refused([&] { export_cu_seqlens(*diagonal, diagonal->entries[0]); }),
               HasSubstr("the keys of query 1 start at 0"));
-  EXPECT_THAT(refusal([&] { export_bsr(*diagonal, diagonal->entries[0]); }),
+  EXPECT_THAT(what_was_refused([&] { export_bsr(*diagonal, diagonal->entries[0]); }),
               HasSubstr("block (0, 0) of 64 x 64 is kept in part"));
 }
 
@@ -186,22 +186,26 @@ TEST(MaskFormats, contradictory_input_is_refused) {
   FlashMask m;
   m.columns = 3;
   m.keys = 4;
-  EXPECT_THAT(refusal([&] { import_flashmask(m); }), HasSubstr("3 columns and causal = false"));
+  EXPECT_THAT(what_was_refused([&] { import_flashmask(m); }),
+              HasSubstr("3 columns and causal = false"));
   m.columns = 2;
   m.values.assign(7, 0);
-  EXPECT_THAT(refusal([&] { import_flashmask(m); }), HasSubstr("has 7 values; this shape wants 8"));
-  EXPECT_THAT(refusal([&] { import_dense(Bytes(5), 2, 3); }), HasSubstr("has 5 values"));
-  EXPECT_THAT(refusal([&] { import_bits(Bytes(2), 4, 5); }), HasSubstr("has 2 values"));
-  EXPECT_THAT(refusal([&] { import_cu_seqlens({{0, 5, 3}, {0, 1, 2}}); }),
+  EXPECT_THAT(what_was_refused([&] { import_flashmask(m); }),
+              HasSubstr("has 7 values; this shape wants 8"));
+  EXPECT_THAT(what_was_refused([&] { import_dense(Bytes(5), 2, 3); }), HasSubstr("has 5 values"));
+  EXPECT_THAT(what_was_refused([&] { import_bits(Bytes(2), 4, 5); }), HasSubstr("has 2 values"));
+  EXPECT_THAT(what_was_refused([&] { import_cu_seqlens({{0, 5, 3}, {0, 1, 2}}); }),
               HasSubstr("cu_seqlens_q"));
-  EXPECT_THAT(refusal([&] { import_cu_seqlens({{0, 5}, {0, 1, 2}}); }), HasSubstr("pair up"));
+  EXPECT_THAT(what_was_refused([&] { import_cu_seqlens({{0, 5}, {0, 1, 2}}); }),
+              HasSubstr("pair up"));
   BlockSparseRows b;
   b.q_len = b.k_len = 64;
   b.indptr = {0, 1};
   b.indices = {1};
-  EXPECT_THAT(refusal([&] { import_bsr(b); }), HasSubstr("names block 1; allowed are 0 to 0"));
+  EXPECT_THAT(what_was_refused([&] { import_bsr(b); }),
+              HasSubstr("names block 1; allowed are 0 to 0"));
   const std::vector<MaskSlice> many(2000);
-  EXPECT_THAT(refusal([&] { import_slices(many); }), HasSubstr("at most 1024"));
+  EXPECT_THAT(what_was_refused([&] { import_slices(many); }), HasSubstr("at most 1024"));
 }
 
 }  // namespace

@@ -12,10 +12,10 @@
 namespace undivided {
 namespace {
 
-std::shared_ptr<MaskPlan> plan_of(const Mask& mask,
-                                  std::int64_t q_len,
-                                  std::int64_t k_len,
-                                  std::int64_t heads = 1) {
+std::shared_ptr<MaskPlan> indexed_plan_of(const Mask& mask,
+                                          std::int64_t q_len,
+                                          std::int64_t k_len,
+                                          std::int64_t heads = 1) {
   Sequence s;
   s.q_len = q_len;
   s.k_len = k_len;
@@ -88,7 +88,7 @@ TEST(MaskIndex, every_mask_of_the_catalogue_is_counted_exactly) {
   for (const auto& m : catalogue.masks())
     for (const auto& [q, k] : {std::pair{1000, 1301}, std::pair{640, 512}}) {
       SCOPED_TRACE(fmt::format("{}, {} x {}", m.name, q, k));
-      expect_exact(plan_of(catalogue.mask(m), q, k));
+      expect_exact(indexed_plan_of(catalogue.mask(m), q, k));
     }
 }
 
@@ -100,32 +100,32 @@ TEST(MaskIndex, noise_and_edges_are_counted_exactly) {
     for (auto& b : bits) b = random() % 5 == 0;
     for (int i = 0; i < q / 3; ++i) bits[i * k + i % k] = 1;
     SCOPED_TRACE(fmt::format("{} x {}", q, k));
-    expect_exact(plan_of(import_dense(bits, q, k), q, k));
+    expect_exact(indexed_plan_of(import_dense(bits, q, k), q, k));
   }
-  expect_exact(plan_of(full(), 200, 333));
-  expect_exact(plan_of(!full(), 200, 333));
-  expect_exact(plan_of(causal() && window(70), 333, 200));
+  expect_exact(indexed_plan_of(full(), 200, 333));
+  expect_exact(indexed_plan_of(!full(), 200, 333));
+  expect_exact(indexed_plan_of(causal() && window(70), 333, 200));
   expect_exact(
-      plan_of(mask([](auto, auto, auto q, auto) { return q > 100 && q < 190; }), 333, 200));
+      indexed_plan_of(mask([](auto, auto, auto q, auto) { return q > 100 && q < 190; }), 333, 200));
 }
 
 TEST(MaskIndex, each_head_has_its_own_answers) {
-  const auto plan = plan_of(
+  const auto plan = indexed_plan_of(
       mask([](auto, auto h, auto q, auto k) { return k <= q && q - k < 50 * h; }), 400, 400, 3);
   for (const std::int64_t h : {0, 1, 2}) expect_exact(plan, h, 50);
   EXPECT_EQ(MaskIndex(plan, 0, 0).rows_without_key().size(), 1u);
 }
 
 TEST(MaskIndex, an_empty_entry_keeps_nothing) {
-  const auto plan = plan_of(causal(), 0, 70);
+  const auto plan = indexed_plan_of(causal(), 0, 70);
   const MaskIndex index(plan);
   EXPECT_EQ(index.kept_pairs(0, 10, 0, 10), 0);
   EXPECT_EQ(index.key_range(0, 10), (std::pair<std::int64_t, std::int64_t>{0, 0}));
-  EXPECT_EQ(MaskIndex(plan_of(causal(), 70, 0)).rows_without_key().size(), 1u);
+  EXPECT_EQ(MaskIndex(indexed_plan_of(causal(), 70, 0)).rows_without_key().size(), 1u);
 }
 
 TEST(MaskIndex, places_outside_the_plan_are_refused) {
-  const auto plan = plan_of(causal(), 10, 10);
+  const auto plan = indexed_plan_of(causal(), 10, 10);
   EXPECT_THROW(MaskIndex(nullptr), Error);
   EXPECT_THROW(MaskIndex(plan, 1, 0), Error);
   EXPECT_THROW(MaskIndex(plan, 0, -1), Error);
@@ -136,7 +136,7 @@ TEST(MaskIndex, steps_grow_with_the_logarithm) {
   for (const std::int32_t n : {8192, 131072}) {
     const testing::MaskCatalogue catalogue(n);
     for (const int number : {4, 9, 10, 12, 16}) {
-      const auto plan = plan_of(catalogue.mask(catalogue.masks()[number - 1]), n, n);
+      const auto plan = indexed_plan_of(catalogue.mask(catalogue.masks()[number - 1]), n, n);
       const masks::Index index(plan, 0, 0);
       std::mt19937 random(5);
       for (int i = 0; i < 50; ++i) {

@@ -5,18 +5,6 @@
 namespace undivided::nn {
 namespace {
 
-void expect_four(const Matrix<double>& m, double first, double last, double sum, double l2) {
-  double s = 0, square = 0;
-  for (std::int64_t i = 0; i < m.count(); ++i) {
-    s += m.data()[i];
-    square += m.data()[i] * m.data()[i];
-  }
-  EXPECT_NEAR(m.data()[0], first, 2e-9);
-  EXPECT_NEAR(m.data()[m.count() - 1], last, 2e-9);
-  EXPECT_NEAR(s, sum, 2e-8);
-  EXPECT_NEAR(std::sqrt(square), l2, 2e-8);
-}
-
 void fill(MultiHeadAttention<double>& a, int c) {
   wave(a.in_weight.value, c, .3);
   wave(a.in_bias.value, c + 1, .1);
@@ -37,8 +25,6 @@ LayerOptions layer_options(bool norm_first) {
   o.norm_first = norm_first;
   return o;
 }
-const Extent two_of_five{2, 5, {}};
-
 TEST(NnGolden, MultiHeadAttention) {
   MultiHeadAttention<double> m(layer_options(false).attention);
   fill(m, 4);

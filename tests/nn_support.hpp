@@ -12,6 +12,22 @@
 
 namespace undivided::nn {
 
+/// Two sequences of five tokens.
+inline const Extent two_of_five{2, 5, {}};
+
+/// The four numbers that golden values give of a matrix: first, last, sum and length.
+inline void expect_four(const Matrix<double>& m, double first, double last, double sum, double l2) {
+  double s = 0, square = 0;
+  for (std::int64_t i = 0; i < m.count(); ++i) {
+    s += m.data()[i];
+    square += m.data()[i] * m.data()[i];
+  }
+  EXPECT_NEAR(m.data()[0], first, 2e-9);
+  EXPECT_NEAR(m.data()[m.count() - 1], last, 2e-9);
+  EXPECT_NEAR(s, sum, 2e-8);
+  EXPECT_NEAR(std::sqrt(square), l2, 2e-8);
+}
+
 /// s * sin(0.1 (c + 1) t + c) over the index t.
 inline void wave(std::vector<double>& to, int c, double s = 1) {
   for (std::size_t t = 0; t < to.size(); ++t)

@@ -13,18 +13,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void expect_four(const Matrix<double>& m, double first, double last, double sum, double l2) {
-  double s = 0, square = 0;
-  for (std::int64_t i = 0; i < m.count(); ++i) {
-    s += m.data()[i];
-    square += m.data()[i] * m.data()[i];
-  }
-  EXPECT_NEAR(m.data()[0], first, 2e-9);
-  EXPECT_NEAR(m.data()[m.count() - 1], last, 2e-9);
-  EXPECT_NEAR(s, sum, 2e-8);
-  EXPECT_NEAR(std::sqrt(square), l2, 2e-8);
-}
-
 DifferentialOptions first_version(std::int64_t kv_heads) {
   DifferentialOptions o;
   o.embed_dim = 16;
@@ -50,7 +38,6 @@ void fill(DifferentialAttention<double>& m) {
   for (Parameter<double>* p : {&m.q1, &m.k1, &m.q2, &m.k2}) wave(p->value, c++, .2);
   if (m.lambda_proj.weight.count() > 0) wave(m.lambda_proj.weight.value, 9, .3);
 }
-const Extent two_of_five{2, 5, {}};
 
 TEST(NnDifferential, GoldenLayersEveryDigit) {
   const Matrix<double> x = waves(10, 16, 8);

@@ -8,8 +8,6 @@
 namespace undivided {
 namespace {
 
-constexpr DType f64 = DType::f64;
-
 class CountingAllocator final : public Allocator {
  public:
   std::size_t now = 0, peak = 0;

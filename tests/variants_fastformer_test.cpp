@@ -9,7 +9,6 @@
 namespace undivided {
 namespace {
 
-constexpr DType f64 = DType::f64;
 using Scoring = FastformerScoring;
 using Causal = FastformerCausal;
 

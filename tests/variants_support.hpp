@@ -13,6 +13,8 @@
 
 namespace undivided {
 
+inline constexpr DType f64 = DType::f64;
+
 inline void* element(const View& t, std::int64_t i) {
   return static_cast<std::byte*>(t.data) + static_cast<std::size_t>(i) * size_of(t.dtype);
 }

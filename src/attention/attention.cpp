@@ -21,8 +21,6 @@ Shape row_shape(const Problem& p, std::int64_t dim) {
   return dim ? Shape{q.size(0), q.size(1), q.size(2), dim} : Shape{q.size(0), q.size(1), q.size(2)};
 }
 
-Shape shape_of(const View& v) { return {v.shape.begin(), v.shape.begin() + v.rank}; }
-
 bool single_sequence(const Rows& q) { return q.data.rank == 3 && !q.offsets; }
 
 /// Results of a forward in fresh memory; `oracle` keeps them all in float64.
@@ -48,10 +46,6 @@ Forward make_results(Problem& p, const Options& options, const Context& context,
   p.args.max_logit = f.max_logit;
   p.args.key_mass = f.key_mass;
   return f;
-}
-
-void drop_batch(Tensor& t) {
-  if (t) static_cast<View&>(t) = t.selected(0, 0);
 }
 
 Forward finish_shapes(Forward f, bool single) {

@@ -9,7 +9,7 @@ namespace undivided {
 namespace {
 
 template <class... T>
-[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
+[[noreturn]] void refuse_contents(fmt::format_string<T...> format, T&&... args) {
   throw Error(Code::invalid_argument, Stage::run, fmt::format(format, std::forward<T>(args)...));
 }
 
@@ -20,22 +20,23 @@ void check_offsets(const char* name,
   for (std::int64_t i = 0; i + 1 < offsets.size(0); ++i) {
     const std::int64_t from = index_at(offsets, i), to = index_at(offsets, i + 1);
     if (from < 0 || to < from || to > total)
-      refuse("{}[{}..{}] is {}..{}; offsets must ascend within {} packed rows",
-             name,
-             i,
-             i + 1,
-             from,
-             to,
-             total);
+      refuse_contents("{}[{}..{}] is {}..{}; offsets must ascend within {} packed rows",
+                      name,
+                      i,
+                      i + 1,
+                      from,
+                      to,
+                      total);
     if (to - from > longest)
-      refuse("{}[{}] gives {} tokens; this plan is for at most {}", name, i, to - from, longest);
+      refuse_contents(
+          "{}[{}] gives {} tokens; this plan is for at most {}", name, i, to - from, longest);
   }
 }
 
 void check_lengths(const char* name, const View& lengths, std::int64_t most) {
   for (std::int64_t i = 0; i < lengths.size(0); ++i)
     if (index_at(lengths, i) < 0 || index_at(lengths, i) > most)
-      refuse("{}[{}] is {}; 0 to {} is allowed", name, i, index_at(lengths, i), most);
+      refuse_contents("{}[{}] is {}; 0 to {} is allowed", name, i, index_at(lengths, i), most);
 }
 
 void check_arrays(const BoundProgram& bound, const char* what) {
@@ -53,13 +54,14 @@ void check_arrays(const BoundProgram& bound, const char* what) {
       }
       const std::int32_t value = static_cast<const std::int32_t*>(array.data)[at];
       if (value < array.low || value > array.high)
-        refuse("array '{}' of the {} holds {} at element {}; its declared range is [{}, {}]",
-               bound.program->slots[i].name,
-               what,
-               value,
-               n,
-               array.low,
-               array.high);
+        refuse_contents(
+            "array '{}' of the {} holds {} at element {}; its declared range is [{}, {}]",
+            bound.program->slots[i].name,
+            what,
+            value,
+            n,
+            array.low,
+            array.high);
     }
   }
 }
@@ -83,7 +85,8 @@ void Args::check(const Spec& spec, const Bounds& bounds, const Context& context)
       for (std::int64_t i = 0; i * size < index_at(a.kv.lengths, b); ++i) {
         const std::int64_t page = page_of(a.kv, b, i);
         if (page < 0 || page >= a.kv.k.size(0))
-          refuse("page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, a.kv.k.size(0) - 1);
+          refuse_contents(
+              "page_table[{}, {}] is {}; pages 0 to {} exist", b, i, page, a.kv.k.size(0) - 1);
       }
   }
   if (a.mask) check_arrays(*a.mask, "mask");

@@ -14,7 +14,7 @@
 namespace undivided {
 namespace {
 
-constexpr std::int64_t rows_of_task = 16;
+constexpr std::int64_t query_rows_of_task = 16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -58,8 +58,10 @@ class Summaries {
 
 template <class F>
 void for_each_row(std::int64_t rows, Executor& executor, F&& fn) {
-  executor.parallel_for(ceil_div(rows, rows_of_task), [&](std::int64_t task, int) {
-    for (std::int64_t r = task * rows_of_task; r < std::min(rows, (task + 1) * rows_of_task); ++r)
+  executor.parallel_for(ceil_div(rows, query_rows_of_task), [&](std::int64_t task, int) {
+    for (std::int64_t r = task * query_rows_of_task;
+         r < std::min(rows, (task + 1) * query_rows_of_task);
+         ++r)
       fn(r);
   });
 }
@@ -246,12 +248,6 @@ void backward(const Problem& p,
       }
     }
 }
-
-std::vector<std::int64_t> shape_of(const View& v) {
-  return {v.shape.begin(), v.shape.begin() + v.rank};
-}
-
-void drop_batch(Tensor& t) { static_cast<View&>(t) = t.selected(0, 0); }
 
 std::size_t bytes(
     std::int64_t q_len, std::int64_t k_len, std::int64_t dv, const Chunks& c, DType dtype, int n) {

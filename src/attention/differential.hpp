@@ -24,8 +24,6 @@ template <class... T>
 /// Heads first, first + step, ...: a view of axis 1.
 View every_head(const View& v, std::int64_t first, std::int64_t step, std::int64_t count);
 
-Executor& executor_of(const Context& context);
-
 /// Q, K and V of a call. Rows of an epilogue are [batch, head, token, dim], ragged ones with
 /// batch 1.
 class DifferentialData {

@@ -12,10 +12,6 @@
 namespace undivided {
 namespace {
 
-std::vector<std::int64_t> shape_of(const View& v) {
-  return {v.shape.begin(), v.shape.begin() + v.rank};
-}
-
 bool aligned(const View& v) {
   const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
   bool ok = reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
@@ -43,10 +39,6 @@ View every_head(const View& v, std::int64_t first, std::int64_t step, std::int64
   some.shape[1] = count;
   some.stride[1] = v.stride[1] * step;
   return some;
-}
-
-Executor& executor_of(const Context& context) {
-  return context.executor ? *context.executor : default_executor();
 }
 
 DifferentialData::DifferentialData(const Rows& rows,

@@ -3,12 +3,36 @@
 // run.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "plan/library.hpp"
 #include "undivided/plan.hpp"
 
 namespace undivided {
+
+/// Error{invalid_argument, resolve} with a formatted message.
+template <class... T>
+[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
+  throw Error(
+      Code::invalid_argument, Stage::resolve, fmt::format(format, std::forward<T>(args)...));
+}
+
+inline std::vector<std::int64_t> shape_of(const View& v) {
+  return {v.shape.begin(), v.shape.begin() + v.rank};
+}
+
+/// A batch of one sequence as that sequence; nothing stays nothing.
+inline void drop_batch(Tensor& t) {
+  if (t) static_cast<View&>(t) = t.selected(0, 0);
+}
+
+inline Executor& executor_of(const Context& context) {
+  return context.executor ? *context.executor : default_executor();
+}
 
 /// Rounds each bound up to a power of two, so that a growing decode stays warm.
 Bounds rounded(const Bounds& bounds);

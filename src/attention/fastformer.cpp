@@ -15,14 +15,14 @@ namespace undivided {
 namespace {
 
 template <class... T>
-[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
+[[noreturn]] void refuse_fastformer(fmt::format_string<T...> format, T&&... args) {
   throw Error(Code::invalid_argument,
               Stage::resolve,
               "fastformer: " + fmt::format(format, std::forward<T>(args)...));
 }
 
 void want_rows(const char* name, const View& v, const View& q) {
-  if (!v) refuse("{} is not given", name);
+  if (!v) refuse_fastformer("{} is not given", name);
   if (v.device.kind != Device::Kind::cpu)
     throw Error(Code::unsupported,
                 Stage::resolve,
@@ -30,28 +30,28 @@ void want_rows(const char* name, const View& v, const View& q) {
                             name,
                             to_string(v.device)));
   if (v.dtype != DType::f32 && v.dtype != DType::f64 && !is_float16(v.dtype))
-    refuse("{} has dtype {}; f32, f16, bf16 or f64 is allowed", name, name_of(v.dtype));
+    refuse_fastformer("{} has dtype {}; f32, f16, bf16 or f64 is allowed", name, name_of(v.dtype));
   bool same = v.rank == 4 && v.dtype == q.dtype;
   for (int axis = 0; same && axis < 4; ++axis) same = v.size(axis) == q.size(axis);
   if (!same)
-    refuse("{} is {}; {} is expected",
-           name,
-           v.describe(),
-           q.rank == 4 ? q.describe() + " like Q" : "[batch, head, token, d]");
+    refuse_fastformer("{} is {}; {} is expected",
+                      name,
+                      v.describe(),
+                      q.rank == 4 ? q.describe() + " like Q" : "[batch, head, token, d]");
 }
 
 void want_weights(const char* name, const View& w, const View& q, FastformerScoring scoring) {
   const std::int64_t width =
       scoring == FastformerScoring::official ? q.size(1) * q.size(3) : q.size(3);
-  if (!w) refuse("{} is not given", name);
+  if (!w) refuse_fastformer("{} is not given", name);
   if (w.device.kind != Device::Kind::cpu || (w.dtype != DType::f32 && w.dtype != DType::f64) ||
       w.rank != 2 || w.size(0) != q.size(1) || w.size(1) != width)
-    refuse("{} is {}; f32 or f64 [{}, {}] on the host is expected for {} scoring",
-           name,
-           w.describe(),
-           q.size(1),
-           width,
-           scoring == FastformerScoring::official ? "official" : "paper");
+    refuse_fastformer("{} is {}; f32 or f64 [{}, {}] on the host is expected for {} scoring",
+                      name,
+                      w.describe(),
+                      q.size(1),
+                      width,
+                      scoring == FastformerScoring::official ? "official" : "paper");
 }
 
 /// A call in float64.
@@ -69,18 +69,18 @@ Call prepare(const View& q,
   want_rows("Q", q, q);
   want_rows("K", k, q);
   want_rows("V", v, q);
-  if (q.size(3) < 1) refuse("Q is {}; head dim 0 is not allowed", q.describe());
+  if (q.size(3) < 1) refuse_fastformer("Q is {}; head dim 0 is not allowed", q.describe());
   want_weights("w_query", o.w_query, q, o.scoring);
   want_weights("w_key", o.w_key, q, o.scoring);
   if (o.keep && ((o.keep.dtype != DType::boolean && o.keep.dtype != DType::i32) ||
                  o.keep.rank != 2 || o.keep.size(0) != q.size(0) || o.keep.size(1) != q.size(2) ||
                  o.keep.device.kind != Device::Kind::cpu))
-    refuse("keep is {}; boolean or i32 [{}, {}] (batch, token) on the host is expected",
-           o.keep.describe(),
-           q.size(0),
-           q.size(2));
+    refuse_fastformer("keep is {}; boolean or i32 [{}, {}] (batch, token) on the host is expected",
+                      o.keep.describe(),
+                      q.size(0),
+                      q.size(2));
   const double scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3))));
-  if (!std::isfinite(scale)) refuse("scale is {}; a finite number is expected", scale);
+  if (!std::isfinite(scale)) refuse_fastformer("scale is {}; a finite number is expected", scale);
   if (o.causal == FastformerCausal::prefix && o.scoring == FastformerScoring::official)
     throw Error(Code::unsupported,
                 Stage::resolve,

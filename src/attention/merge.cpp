@@ -9,16 +9,6 @@
 namespace undivided {
 namespace {
 
-template <class... T>
-[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
-  throw Error(
-      Code::invalid_argument, Stage::resolve, fmt::format(format, std::forward<T>(args)...));
-}
-
-std::vector<std::int64_t> shape_of(const View& v) {
-  return {v.shape.begin(), v.shape.begin() + v.rank};
-}
-
 PartialView view_of(const Partial& p) { return {p.o, p.lse, p.ragged}; }
 
 bool same_shape(const View& a, const View& b) {

@@ -15,12 +15,6 @@
 namespace undivided {
 namespace {
 
-template <class... T>
-[[noreturn]] void refuse(fmt::format_string<T...> format, T&&... args) {
-  throw Error(
-      Code::invalid_argument, Stage::resolve, fmt::format(format, std::forward<T>(args)...));
-}
-
 void check_inputs(const View& q, const View& k, const View& v) {
   for (const auto& [name, t] : {std::pair{"Q", &q}, {"K", &k}, {"V", &v}}) {
     if (t->rank != 4)

@@ -16,10 +16,6 @@ namespace {
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
-Executor& executor_of(const Context& context) {
-  return context.executor ? *context.executor : default_executor();
-}
-
 /// One head of one side.
 struct HeadRows {
   std::vector<std::int32_t> flags;  // of all tokens

@@ -17,8 +17,8 @@ namespace undivided {
 namespace {
 
 constexpr char magic[] = "\x93NUMPY";
-constexpr std::uint64_t longest_header = 64 * 1024;
-constexpr const char* legal_types = "f8, f4, f2, i8, i4, i1, u1 and b1";
+constexpr std::uint64_t longest_npy_header = 64 * 1024;
+constexpr const char* npy_types = "f8, f4, f2, i8, i4, i1, u1 and b1";
 
 struct Header {
   std::string descr;
@@ -41,7 +41,7 @@ class HeaderParser {
       expect(':');
       if (key == "descr" && !descr) {
         if (peek() == '[')
-          throw source_.bad(fmt::format("has structured elements; allowed: {}", legal_types));
+          throw source_.bad(fmt::format("has structured elements; allowed: {}", npy_types));
         descr = string();
       } else if (key == "fortran_order" && !fortran_order) {
         fortran_order = boolean();
@@ -130,7 +130,7 @@ ElementType element_type(const ByteSource& source, const std::string& descr) {
                            : kind == "b1" ? ElementType{DType::boolean, 1}
                                           : ElementType{};
   if (type.file_size == 0 || std::string_view("<>|=").find(order) == std::string_view::npos)
-    throw source.bad(fmt::format("has elements of type '{}'; allowed: {}", descr, legal_types));
+    throw source.bad(fmt::format("has elements of type '{}'; allowed: {}", descr, npy_types));
   if (order == '>' && type.file_size > 1)
     throw source.bad(
         fmt::format("is big endian ('{}'); save it little endian, as '<{}'", descr, kind));
@@ -175,9 +175,9 @@ Tensor read_npy(const ByteSource& source) {
     header_at = 12;
     header_size += (std::uint64_t{start[10]} << 16) + (std::uint64_t{start[11]} << 24);
   }
-  if (header_size > longest_header)
-    throw source.bad(
-        fmt::format("claims a header of {} bytes; allowed: up to {}", header_size, longest_header));
+  if (header_size > longest_npy_header)
+    throw source.bad(fmt::format(
+        "claims a header of {} bytes; allowed: up to {}", header_size, longest_npy_header));
   std::string text(header_size, '\0');
   source.read(header_at, text.data(), header_size);
 

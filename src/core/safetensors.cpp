@@ -20,7 +20,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::uint64_t longest_header = 100'000'000;  // the format's own limit
-constexpr const char* legal_types =
+constexpr const char* safetensors_types =
     "F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I8, U8 and BOOL";
 
 struct TypeName {
@@ -166,7 +166,8 @@ Tensor Safetensors::read(const std::string& name) const {
     const std::string what = fmt::format("tensor '{}'", name);
     const ElementType* type = type_of(e.dtype);
     if (!type)
-      throw source_.bad(fmt::format("{} has the type {}; allowed: {}", what, e.dtype, legal_types));
+      throw source_.bad(
+          fmt::format("{} has the type {}; allowed: {}", what, e.dtype, safetensors_types));
     const View shape = checked_shape(source_, what, e.shape, *type);
     const std::uint64_t needed = static_cast<std::uint64_t>(shape.count()) * type->file_size;
     if (e.end - e.begin != needed)

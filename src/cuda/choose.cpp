@@ -13,7 +13,7 @@ namespace undivided::cuda {
 namespace {
 
 // A block of the portable forward keeps about half of a multiprocessor's registers.
-constexpr std::int64_t blocks_per_multiprocessor = 2;
+constexpr std::int64_t least_blocks_per_multiprocessor = 2;
 // Fewer keys than this are not worth a block and its share of the combine.
 constexpr std::int64_t fewest_split_keys = 256;
 constexpr std::int64_t split_step = 64;
@@ -51,7 +51,8 @@ void choose_splits(
   const std::int64_t blocks =
       tiles * (k.packed ? b.kv_heads : heads_of(s, b)) * std::max(1, k.dv_chunks());
   const std::int64_t room =
-      std::max<std::int64_t>(blocks_per_multiprocessor, k.min_blocks()) * device.multiprocessors;
+      std::max<std::int64_t>(least_blocks_per_multiprocessor, k.min_blocks()) *
+      device.multiprocessors;
   if (blocks == 0 || blocks * 2 > room) return;
   const std::int64_t wanted = std::min(room / blocks, parts(b.max_k_len, fewest_split_keys));
   const std::int64_t keys = parts(parts(b.max_k_len, wanted), split_step) * split_step;

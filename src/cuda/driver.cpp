@@ -12,7 +12,7 @@ namespace undivided::cuda {
 namespace {
 
 constexpr int oldest_version = 12000;
-constexpr Result out_of_memory = 2, no_device = 100, stub_library = 34, mismatch = 803;
+constexpr Result no_device = 100, stub_library = 34, mismatch = 803;
 
 // The values of CUdevice_attribute that are read.
 enum Attribute {
@@ -167,7 +167,8 @@ void Driver::check(Result result, const char* call) const {
                                     name ? name : fmt::format("{}", result).c_str());
   if (asynchronous(result))
     message += "; it may come from an earlier asynchronous launch, and the process must restart";
-  throw Error(result == out_of_memory ? Code::out_of_memory : Code::driver, Stage::run, message);
+  throw Error(
+      result == out_of_memory_result ? Code::out_of_memory : Code::driver, Stage::run, message);
 }
 
 bool Driver::capturing(StreamHandle stream) const {
@@ -179,11 +180,11 @@ bool Driver::capturing(StreamHandle stream) const {
 
 namespace {
 
-struct Opened {
+struct OpenedDriver {
   std::unique_ptr<Driver> driver;
   std::string reason;
 
-  Opened() {
+  OpenedDriver() {
     try {
       open();
     } catch (const Error& error) {
@@ -209,23 +210,23 @@ struct Opened {
   }
 };
 
-const Opened& opened() {
+const OpenedDriver& opened_driver() {
   // Never destroyed: objects of the caller may outlive statics and still free memory.
-  static const Opened& once = *new Opened;
+  static const OpenedDriver& once = *new OpenedDriver;
   return once;
 }
 
 }  // namespace
 
 Availability availability() {
-  const Opened& o = opened();
+  const OpenedDriver& o = opened_driver();
   return {o.driver != nullptr, o.reason};
 }
 
-bool available() { return opened().driver != nullptr; }
+bool available() { return opened_driver().driver != nullptr; }
 
 Driver& driver() {
-  const Opened& o = opened();
+  const OpenedDriver& o = opened_driver();
   if (!o.driver) unusable(o.reason);
   return *o.driver;
 }

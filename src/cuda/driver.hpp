@@ -26,6 +26,8 @@ using GraphHandle = void*;        // CUgraph
 using GraphExecHandle = void*;    // CUgraphExec
 using MemoryPoolHandle = void*;   // CUmemoryPool
 
+inline constexpr Result out_of_memory_result = 2;
+
 /// What a call does, for the tests that count: `run` may make only launches and queries.
 enum class CallKind : std::uint8_t { query, memory, module, synchronise, copy, launch, other };
 inline constexpr std::size_t call_kinds = 7;

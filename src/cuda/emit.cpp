@@ -15,7 +15,7 @@
 namespace undivided::cuda {
 namespace {
 
-constexpr const char* arguments =
+constexpr const char* positions_of_pair =
     "const Params& p, int batch, int head, int q, int k, int q_len, int k_len";
 
 const char* cuda_type(expr::Type type) {
@@ -65,7 +65,7 @@ std::string function(const std::string& head,
 
 std::string mask_text(const expr::Program& program) {
   return environment_struct("MaskArrays", program) + "struct Mask {\n" +
-         function(fmt::format("static __device__ bool keep({})", arguments),
+         function(fmt::format("static __device__ bool keep({})", positions_of_pair),
                   "MaskArrays",
                   "mask",
                   program,
@@ -97,7 +97,7 @@ std::string capture_text(const expr::Gradient& gradient) {
   return function(fmt::format("template <Capture how>\n  static __device__ void capture({}, float "
                               "distance, float score, float g, bool live, "
                               "Captures& captured)",
-                              arguments),
+                              positions_of_pair),
                   "ScoreArrays",
                   "score",
                   program,
@@ -105,7 +105,7 @@ std::string capture_text(const expr::Gradient& gradient) {
 }
 
 std::string score_text(const expr::Program& program, bool backward, bool captured) {
-  const std::string with_score = std::string(arguments) + ", float distance, float score";
+  const std::string with_score = std::string(positions_of_pair) + ", float distance, float score";
   std::string text = environment_struct("ScoreArrays", program);
   const expr::Gradient gradient = backward ? expr::differentiate(program) : expr::Gradient{};
   std::string reads;

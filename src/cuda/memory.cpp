@@ -25,8 +25,7 @@ class StreamAllocator final : public Allocator {
     const bool pool = d.device(device.index).memory_pools;
     const Result result =
         pool ? d.cuMemAllocAsync.raw(&p, bytes, stream) : d.cuMemAlloc.raw(&p, bytes);
-    constexpr Result out_of_memory = 2;
-    if (result == out_of_memory) {
+    if (result == out_of_memory_result) {
       std::size_t free = 0, total = 0;
       d.cuMemGetInfo.raw(&free, &total);
       throw Error(

@@ -76,12 +76,12 @@ std::vector<std::string> candidates() {
   return out;
 }
 
-struct Opened {
+struct OpenedNvrtc {
   Api api;
   NvrtcAvailability availability;
   std::vector<int> targets;
 
-  Opened() {
+  OpenedNvrtc() {
     std::string first_reason;
     for (const std::string& path : candidates()) {
       const std::string reason = try_open(path);
@@ -131,13 +131,14 @@ struct Opened {
   }
 };
 
-const Opened& opened() {
-  static const Opened& once = *new Opened;  // never destroyed: its threads may still run at exit
+const OpenedNvrtc& opened_nvrtc() {
+  static const OpenedNvrtc& once =
+      *new OpenedNvrtc;  // never destroyed: its threads may still run at exit
   return once;
 }
 
-const Opened& require_compiler() {
-  const Opened& o = opened();
+const OpenedNvrtc& require_compiler() {
+  const OpenedNvrtc& o = opened_nvrtc();
   if (!o.availability.ok) throw Error(Code::unsupported, Stage::plan, o.availability.reason);
   return o;
 }
@@ -196,10 +197,10 @@ PtxasReport parse_ptxas(std::string_view log) {
   return r;
 }
 
-const NvrtcAvailability& nvrtc_availability() { return opened().availability; }
+const NvrtcAvailability& nvrtc_availability() { return opened_nvrtc().availability; }
 
 int target_for(int arch) {
-  const Opened& o = require_compiler();
+  const OpenedNvrtc& o = require_compiler();
   int best = 0;
   for (int target : o.targets)
     if (target / 10 == arch / 10 && target <= arch) best = std::max(best, target);
@@ -228,7 +229,7 @@ const std::vector<std::string>& compile_options() {
 }
 
 Compiled compile(const std::string& name, const std::string& text, int arch, bool specific) {
-  const Opened& o = require_compiler();
+  const OpenedNvrtc& o = require_compiler();
   const auto begin = std::chrono::steady_clock::now();
   const auto check = [&](Status status, const char* call) {
     if (status != 0)

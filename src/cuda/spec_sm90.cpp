@@ -125,9 +125,9 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += fmt::format("  static constexpr MaskKind mask = MaskKind::{};\n", mask_name(s.mask));
   text += fmt::format("  static constexpr RowKind rows = RowKind::{};\n",
                       s.rows == RowKind::ragged ? "ragged" : "dense");
-  constexpr const char* kv_names[] = {"dense", "ragged", "paged"};
-  text +=
-      fmt::format("  static constexpr KvKind kv = KvKind::{};\n", kv_names[static_cast<int>(s.kv)]);
+  constexpr const char* kv_kind_names[] = {"dense", "ragged", "paged"};
+  text += fmt::format("  static constexpr KvKind kv = KvKind::{};\n",
+                      kv_kind_names[static_cast<int>(s.kv)]);
   text += fmt::format("  static constexpr bool inside_program = {};\n", s.inside_program);
   text += fmt::format("  static constexpr bool packed = {}, split = {}, dropout = {};\n",
                       s.packed,

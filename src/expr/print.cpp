@@ -74,7 +74,7 @@ std::string real_text(double value) {
   return text;
 }
 
-constexpr int deepest = 48;  // a deeper part gets a name, so that a parser need not nest
+constexpr int deepest_unnamed = 48;  // a deeper part gets a name, so that a parser need not nest
 constexpr std::int64_t inline_size = 256;  // larger programs name their shared parts
 
 class Printer {
@@ -138,7 +138,7 @@ class Printer {
       for (auto o : node.operand)
         if (o >= 0) depth[i] = std::max(depth[i], depth[static_cast<std::size_t>(o)] + 1);
       const bool shared = uses[i] > 1 && total > inline_size;
-      if (!shared && depth[i] < deepest) continue;
+      if (!shared && depth[i] < deepest_unnamed) continue;
       const std::string body = this->node(static_cast<std::int32_t>(i), ternary);
       name_[i] = fmt::format("{}{}", prefix, next++);
       depth[i] = 0;

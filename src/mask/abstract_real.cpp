@@ -10,7 +10,7 @@ namespace {
 
 using expr::Op;
 
-Real hull(std::initializer_list<double> x) { return {std::min(x), std::max(x), false}; }
+Real real_hull(std::initializer_list<double> x) { return {std::min(x), std::max(x), false}; }
 
 // Library functions are off by a few units in the last place at most.
 Real widened(double low, double high) {
@@ -30,7 +30,7 @@ Real apply(Op op, const Real& a, const Real& b) {
     case Op::abs:
       return a.low >= 0 ? a : Real{std::max(0.0, -a.high), std::max(-a.low, a.high), false};
     case Op::sqrt:
-      return a.low >= 0 ? hull({std::sqrt(a.low), std::sqrt(a.high)}) : Real{};
+      return a.low >= 0 ? real_hull({std::sqrt(a.low), std::sqrt(a.high)}) : Real{};
     case Op::exp:
       return widened(std::exp(a.low), std::exp(a.high));
     case Op::log:
@@ -47,10 +47,10 @@ Real apply(Op op, const Real& a, const Real& b) {
     case Op::sub:
       return {a.low - b.high, a.high - b.low, false};
     case Op::mul:
-      return hull({a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high});
+      return real_hull({a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high});
     case Op::div:
       if (b.low <= 0 && b.high >= 0) return {};
-      return hull({a.low / b.low, a.low / b.high, a.high / b.low, a.high / b.high});
+      return real_hull({a.low / b.low, a.low / b.high, a.high / b.low, a.high / b.high});
     case Op::min:
       return {std::min(a.low, b.low), std::min(a.high, b.high), false};
     case Op::max:

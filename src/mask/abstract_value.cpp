@@ -11,18 +11,18 @@ namespace undivided::masks {
 namespace {
 
 using expr::Op;
-using I = std::int64_t;
+using Wide = std::int64_t;
 
-std::uint32_t bits(I x) { return static_cast<std::uint32_t>(x); }
+std::uint32_t bits(Wide x) { return static_cast<std::uint32_t>(x); }
 std::int32_t as_signed(std::uint32_t x) { return static_cast<std::int32_t>(x); }
 constexpr std::uint32_t sign = 0x80000000u;
 
 // Lets the interval and the bits tell each other what they know.
-Value refined(I low, I high, std::uint32_t ones, std::uint32_t unknown) {
+Value refined(Wide low, Wide high, std::uint32_t ones, std::uint32_t unknown) {
   const std::uint32_t least = unknown & sign ? ones | sign : ones;
   const std::uint32_t most = unknown & sign ? (ones | unknown) & ~sign : ones | unknown;
-  low = std::max<I>(low, as_signed(least));
-  high = std::min<I>(high, as_signed(most));
+  low = std::max<Wide>(low, as_signed(least));
+  high = std::min<Wide>(high, as_signed(most));
   const std::uint32_t differ = bits(low) ^ bits(high);
   const std::uint32_t below = differ == 0 ? 0 : (~std::uint32_t{0} >> std::countl_zero(differ));
   // Numbers of one sign share the leading bits of both ends.
@@ -34,7 +34,7 @@ Value refined(I low, I high, std::uint32_t ones, std::uint32_t unknown) {
       static_cast<std::int32_t>(low), static_cast<std::int32_t>(high), ones & ~unknown, unknown};
 }
 
-Value with_bits(I low, I high, std::uint32_t ones, std::uint32_t unknown) {
+Value with_bits(Wide low, Wide high, std::uint32_t ones, std::uint32_t unknown) {
   if (!expr::fits_int32(low) || !expr::fits_int32(high)) low = INT32_MIN, high = INT32_MAX;
   return refined(low, high, ones & ~unknown, unknown);
 }
@@ -45,7 +45,7 @@ Value condition(bool may_fail, bool may_hold) {
   return {static_cast<std::int32_t>(one), static_cast<std::int32_t>(may_hold), one, unknown};
 }
 
-Value hull(std::initializer_list<I> x) { return Value::between(std::min(x), std::max(x)); }
+Value hull(std::initializer_list<Wide> x) { return Value::between(std::min(x), std::max(x)); }
 
 Value united(const Value& a, const Value& b) {
   const std::uint32_t unknown = a.unknown | b.unknown | (a.ones ^ b.ones);
@@ -61,7 +61,7 @@ std::uint32_t known_low_bits(const Value& a, const Value& b) {
 Value divided(const Value& a, const Value& b) {
   if (b.low <= 0 && b.high >= 0) {
     if (b.single()) return Value::point(0);
-    const I far = std::max(std::abs(I{a.low}), std::abs(I{a.high}));
+    const Wide far = std::max(std::abs(Wide{a.low}), std::abs(Wide{a.high}));
     return Value::between(-far - (a.low < 0 || a.high > 0), far);
   }
   if (b.single() && b.low > 0 && std::has_single_bit(bits(b.low)))
@@ -74,12 +74,12 @@ Value divided(const Value& a, const Value& b) {
 
 Value modulus(const Value& a, const Value& b) {
   if (b.single() && b.low > 0) {
-    const I c = b.low;
+    const Wide c = b.low;
     if (std::has_single_bit(bits(c))) {
       Value r = apply(Op::bit_and, a, Value::point(c - 1), a, false);
       if (expr::floor_div(a.low, c) == expr::floor_div(a.high, c))
-        r = refined(std::max<I>(r.low, expr::floor_mod(a.low, c)),
-                    std::min<I>(r.high, expr::floor_mod(a.high, c)),
+        r = refined(std::max<Wide>(r.low, expr::floor_mod(a.low, c)),
+                    std::min<Wide>(r.high, expr::floor_mod(a.high, c)),
                     r.ones,
                     r.unknown);
       return r;
@@ -89,18 +89,22 @@ Value modulus(const Value& a, const Value& b) {
     return Value::between(0, c - 1);
   }
   if (a.low >= 0 && a.high < b.low) return a;
-  return Value::between(std::min<I>(I{b.low} + 1, 0), std::max<I>(I{b.high} - 1, 0));
+  return Value::between(std::min<Wide>(Wide{b.low} + 1, 0), std::max<Wide>(Wide{b.high} - 1, 0));
 }
 
 Value shifted(Op op, const Value& a, const Value& b) {
   if (!b.single()) {
     if (b.low < 0 || b.high > 31) return Value::any();
     if (op == Op::shl)
-      return hull({I{a.low} << b.low, I{a.low} << b.high, I{a.high} << b.low, I{a.high} << b.high});
+      return hull({Wide{a.low} << b.low,
+                   Wide{a.low} << b.high,
+                   Wide{a.high} << b.low,
+                   Wide{a.high} << b.high});
     return hull({a.low >> b.low, a.low >> b.high, a.high >> b.low, a.high >> b.high});
   }
   const int n = b.low & 31;
-  if (op == Op::shl) return with_bits(I{a.low} << n, I{a.high} << n, a.ones << n, a.unknown << n);
+  if (op == Op::shl)
+    return with_bits(Wide{a.low} << n, Wide{a.high} << n, a.ones << n, a.unknown << n);
   return with_bits(
       a.low >> n, a.high >> n, bits(as_signed(a.ones) >> n), bits(as_signed(a.unknown) >> n));
 }
@@ -108,12 +112,12 @@ Value shifted(Op op, const Value& a, const Value& b) {
 Value bitwise(Op op, const Value& a, const Value& b) {
   const std::uint32_t zeros_a = ~(a.ones | a.unknown), zeros_b = ~(b.ones | b.unknown);
   std::uint32_t ones = 0, unknown = 0;
-  I low = INT32_MIN, high = INT32_MAX;
+  Wide low = INT32_MIN, high = INT32_MAX;
   if (op == Op::bit_and) {
     ones = a.ones & b.ones;
     unknown = ~(ones | zeros_a | zeros_b);
     if (a.low >= 0) low = 0, high = a.high;
-    if (b.low >= 0) low = 0, high = std::min<I>(high, b.high);
+    if (b.low >= 0) low = 0, high = std::min<Wide>(high, b.high);
   } else if (op == Op::bit_or) {
     ones = a.ones | b.ones;
     unknown = ~(ones | (zeros_a & zeros_b));
@@ -164,22 +168,22 @@ Value apply(Op op, const Value& a, const Value& b, const Value& c, bool same) {
     case Op::sub: {
       if (op == Op::sub && same) return Value::point(0);
       const bool add = op == Op::add;
-      const I low = add ? I{a.low} + b.low : I{a.low} - b.high;
-      const I high = add ? I{a.high} + b.high : I{a.high} - b.low;
+      const Wide low = add ? Wide{a.low} + b.low : Wide{a.low} - b.high;
+      const Wide high = add ? Wide{a.high} + b.high : Wide{a.high} - b.low;
       const std::uint32_t known = known_low_bits(a, b);
       return with_bits(low, high, (add ? a.ones + b.ones : a.ones - b.ones) & known, ~known);
     }
     case Op::mul: {
-      const I w = I{a.low} * b.low, x = I{a.low} * b.high, y = I{a.high} * b.low,
-              z = I{a.high} * b.high;
+      const Wide w = Wide{a.low} * b.low, x = Wide{a.low} * b.high, y = Wide{a.high} * b.low,
+                 z = Wide{a.high} * b.high;
       const std::uint32_t known = known_low_bits(a, b);
       return with_bits(
           std::min({w, x, y, z}), std::max({w, x, y, z}), (a.ones * b.ones) & known, ~known);
     }
     case Op::neg:
-      return Value::between(-I{a.high}, -I{a.low});
+      return Value::between(-Wide{a.high}, -Wide{a.low});
     case Op::abs: {
-      const I x = std::abs(I{a.low}), y = std::abs(I{a.high});
+      const Wide x = std::abs(Wide{a.low}), y = std::abs(Wide{a.high});
       return Value::between(a.low <= 0 && a.high >= 0 ? 0 : std::min(x, y), std::max(x, y));
     }
     case Op::min:

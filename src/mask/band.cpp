@@ -8,8 +8,6 @@
 namespace undivided::masks {
 namespace {
 
-constexpr std::int64_t block = MaskPlan::block;
-
 /// Bits [low, high) of a word.
 std::uint64_t bit_range(std::int64_t low, std::int64_t high) {
   low = std::clamp<std::int64_t>(low, 0, 64);
@@ -42,7 +40,7 @@ void BlockRow::add_partial(std::int64_t at, const MaskPlan::Tile& tile) {
 
 BlockRow band_row(const LocalBand& band, std::int64_t q_block) {
   BlockRow out;
-  const std::int64_t q0 = q_block * block, q1 = std::min(q0 + block, band.q_len);
+  const std::int64_t q0 = q_block * block_size, q1 = std::min(q0 + block_size, band.q_len);
   // Keys of row q: [q - left, q + right] within [0, k_len). Every bound rises with q.
   const auto first = [&](std::int64_t q) {
     return std::clamp<std::int64_t>(q - band.left, 0, band.k_len);
@@ -58,11 +56,11 @@ BlockRow band_row(const LocalBand& band, std::int64_t q_block) {
   const std::int64_t begin = first(q0), end = last(q1 - 1);
   // Full blocks lie between the first key of the last row and the end of the first row.
   const std::int64_t full_begin = first(q1 - 1), full_end = last(q0);
-  for (std::int64_t k = begin / block; k * block < end; ++k) {
-    const std::int64_t k0 = k * block, k1 = std::min(k0 + block, band.k_len);
+  for (std::int64_t k = begin / block_size; k * block_size < end; ++k) {
+    const std::int64_t k0 = k * block_size, k1 = std::min(k0 + block_size, band.k_len);
     if (k0 >= full_begin && k1 <= full_end) {
-      std::int64_t stop =
-          full_end == band.k_len ? (band.k_len + block - 1) / block : full_end / block;
+      std::int64_t stop = full_end == band.k_len ? (band.k_len + block_size - 1) / block_size
+                                                 : full_end / block_size;
       stop = std::max(stop, k + 1);
       out.add_full(k, stop);
       k = stop - 1;

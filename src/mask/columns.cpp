@@ -13,7 +13,6 @@ namespace undivided::masks {
 namespace {
 
 using expr::Op;
-constexpr std::int64_t block = MaskPlan::block;
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
@@ -140,7 +139,7 @@ class Cover {
     std::int64_t begin, end;
   };
   void add(std::int64_t first, std::int64_t end) {
-    const Range r{first / block, (end + block - 1) / block};
+    const Range r{first / block_size, (end + block_size - 1) / block_size};
     // Neighbouring keys keep nearly the same stretches: most join one of the last.
     for (std::size_t i = ranges_.size(), tries = 0; i-- > 0 && tries < 8; ++tries)
       if (r.begin <= ranges_[i].end && r.end >= ranges_[i].begin) {
@@ -213,8 +212,8 @@ Columns read_columns(const BoundProgram& mask,
   for (std::int64_t b = first; b < end; ++b) {
     kept.clear();
     masked.clear();
-    const auto count = static_cast<int>(std::min(block, s.k_len - b * block));
-    stretches.keys(s.k_origin + b * block, count);
+    const auto count = static_cast<int>(std::min(block_size, s.k_len - b * block_size));
+    stretches.keys(s.k_origin + b * block_size, count);
     for (int lane = 0; lane < count; ++lane)
       stretches.read(lane, [&](bool keep, std::int64_t from, std::int64_t to) {
         if (!keep) return masked.add(from, to);
@@ -335,7 +334,7 @@ void add_rows(MaskPlan& plan, const MaskPlan::Entry& entry, const std::vector<Co
   });
   // 4 runs a token are 48 bytes, no more than a few times the columns themselves.
   const auto most = at(std::max<std::int64_t>(
-      4 * block, 4 * (entry.q_len + entry.k_len) / std::max(entry.q_blocks, 1)));
+      4 * block_size, 4 * (entry.q_len + entry.k_len) / std::max(entry.q_blocks, 1)));
   Rows rows(entry.k_blocks);
   for (std::int32_t row = 0; row < entry.q_blocks; ++row) {
     for (std::int64_t i = place[at(row)]; i < place[at(row) + 1]; ++i)

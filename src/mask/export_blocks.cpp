@@ -7,11 +7,6 @@ namespace undivided {
 
 namespace {
 
-void check_block(std::int32_t rows, std::int32_t columns) {
-  if (rows < 1 || columns < 1)
-    masks::refuse_input("a block wants at least one row and column; got {} x {}", rows, columns);
-}
-
 template <class F>
 void each_kept(const MaskPlan& plan, const MaskPlan::Entry& e, F&& f) {
   for (std::int64_t q = 0; q < e.q_len; ++q)
@@ -39,7 +34,7 @@ FlexBlocks export_flex_blocks(const MaskPlan& plan,
                               const MaskPlan::Entry& e,
                               std::int32_t q_block,
                               std::int32_t k_block) {
-  check_block(q_block, k_block);
+  masks::check_block(q_block, k_block);
   FlexBlocks out;
   out.q_len = e.q_len;
   out.k_len = e.k_len;
@@ -68,7 +63,7 @@ BlockSparseRows export_bsr(const MaskPlan& plan,
                            const MaskPlan::Entry& e,
                            std::int32_t rows,
                            std::int32_t columns) {
-  check_block(rows, columns);
+  masks::check_block(rows, columns);
   BlockSparseRows out;
   out.q_len = e.q_len;
   out.k_len = e.k_len;

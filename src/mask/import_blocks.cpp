@@ -5,6 +5,7 @@
 
 namespace undivided {
 
+using masks::check_block;
 using masks::check_size;
 using masks::refuse_input;
 using masks::table_of;
@@ -14,10 +15,6 @@ namespace {
 void check_lengths(std::int64_t q_len, std::int64_t k_len) {
   if (q_len < 1 || k_len < 1)
     refuse_input("a mask wants at least one query and one key; got {} and {}", q_len, k_len);
-}
-void check_block(std::int32_t rows, std::int32_t columns) {
-  if (rows < 1 || columns < 1)
-    refuse_input("a block wants at least one row and column; got {} x {}", rows, columns);
 }
 
 // Writes `value` at each listed block of `table`.

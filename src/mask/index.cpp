@@ -13,9 +13,7 @@ namespace undivided {
 namespace masks {
 namespace {
 
-constexpr std::int64_t block = MaskPlan::block;
-
-std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
+std::size_t place(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 std::uint64_t bits_between(std::int64_t low, std::int64_t high) {  // 0 <= low < high <= 64
   return (~std::uint64_t{0} >> (64 + low - high)) << low;
@@ -30,15 +28,17 @@ struct Cut {
   std::vector<Edge> edges;
 
   Cut(std::int64_t from, std::int64_t to, std::int64_t length)
-      : begin(from / block), end((to - 1) / block + 1) {
+      : begin(from / block_size), end((to - 1) / block_size + 1) {
     const auto edge = [&](std::int64_t b) {
-      const Edge e{b, std::max<std::int64_t>(from - b * block, 0), std::min(to - b * block, block)};
-      const bool whole = e.low == 0 && e.high == std::min(block, length - b * block);
+      const Edge e{b,
+                   std::max<std::int64_t>(from - b * block_size, 0),
+                   std::min(to - b * block_size, block_size)};
+      const bool whole = e.low == 0 && e.high == std::min(block_size, length - b * block_size);
       if (!whole) edges.push_back(e);
       return !whole;
     };
     if (edge(begin)) ++begin;
-    if (begin < end && end - 1 > from / block && edge(end - 1)) --end;
+    if (begin < end && end - 1 > from / block_size && edge(end - 1)) --end;
   }
 };
 
@@ -50,7 +50,7 @@ RunOrder::RunOrder(const MaskPlan& plan,
                    std::int64_t columns,
                    const std::vector<MaskPlan::Tile>& tiles)
     : plan_(&plan), first_offset_(first_offset), columns_(columns), tiles_(&tiles) {
-  first_run_ = plan.run_offsets[at(first_offset)];
+  first_run_ = plan.run_offsets[place(first_offset)];
   bool any = false;
   for (std::int64_t line = 0; line < lines; ++line) {
     std::int64_t full = 0;
@@ -71,11 +71,11 @@ RunOrder::RunOrder(const MaskPlan& plan,
 }
 
 const MaskPlan::Run* RunOrder::begin(std::int64_t line) const {
-  return plan_->runs.data() + plan_->run_offsets[at(first_offset_ + line)];
+  return plan_->runs.data() + plan_->run_offsets[place(first_offset_ + line)];
 }
 
 const MaskPlan::Tile& RunOrder::tile(std::int64_t slot) const {
-  return (*tiles_)[at(plan_->tile_ids[at(first_slot_ + slot)])];
+  return (*tiles_)[place(plan_->tile_ids[place(first_slot_ + slot)])];
 }
 
 const MaskPlan::Run* RunOrder::run_before(std::int64_t line,
@@ -95,7 +95,7 @@ RunOrder::Before RunOrder::before(std::int64_t line,
   const MaskPlan::Run* run = run_before(line, block_at, steps);
   const bool none = run == end(line);
   if (none) run = begin(line);
-  const std::size_t i = at(run - plan_->runs.data() - first_run_);
+  const std::size_t i = place(run - plan_->runs.data() - first_run_);
   Before out{full_[i], slot_[i]};
   if (!none)
     (run->tiles < 0 ? out.full : out.slot) +=
@@ -104,7 +104,7 @@ RunOrder::Before RunOrder::before(std::int64_t line,
 }
 
 void RunOrder::add_lines(std::int64_t slot, std::array<std::uint32_t, 64>& lines) const {
-  lines = counts_[at(slot / spacing)];
+  lines = counts_[place(slot / spacing)];
   for (std::int64_t s = slot / spacing * spacing; s < slot; ++s)
     for (std::size_t i = 0; i < lines.size(); ++i)
       lines[i] += static_cast<std::uint32_t>(std::popcount(tile(s)[i]));
@@ -118,17 +118,17 @@ std::int64_t RunOrder::strip(std::int64_t line,
                              std::int64_t& steps) const {
   if (from >= to) return 0;
   const Before a = before(line, from, steps), b = before(line, to, steps);
-  std::int64_t sum = (b.full - a.full) * block * (high - low);
+  std::int64_t sum = (b.full - a.full) * block_size * (high - low);
   if (a.slot != b.slot) {
     std::array<std::uint32_t, 64> x, y;
     add_lines(a.slot, x);
     add_lines(b.slot, y);
     steps += a.slot % spacing + b.slot % spacing;
     for (std::int64_t i = low; i < high; ++i)
-      sum += static_cast<std::uint32_t>(y[at(i)] - x[at(i)]);
+      sum += static_cast<std::uint32_t>(y[place(i)] - x[place(i)]);
   }
   // The last block across may hold fewer columns than a block.
-  const std::int64_t missing = to * block - columns_;
+  const std::int64_t missing = to * block_size - columns_;
   if (missing > 0 && end(line) != begin(line)) {
     const MaskPlan::Run& last = *(end(line) - 1);
     if (last.tiles < 0 && last.end == to) sum -= missing * (high - low);
@@ -146,9 +146,11 @@ std::int64_t RunOrder::corner(std::int64_t line,
   const MaskPlan::Run* run = run_before(line, across + 1, steps);
   if (run == end(line) || run->end <= across) return 0;
   if (run->tiles < 0) return (high - low) * (to - from);
-  const MaskPlan::Tile& t = (*tiles_)[at(plan_->tile_ids[at(run->tiles + across - run->begin)])];
+  const MaskPlan::Tile& t =
+      (*tiles_)[place(plan_->tile_ids[place(run->tiles + across - run->begin)])];
   std::int64_t sum = 0;
-  for (std::int64_t i = low; i < high; ++i) sum += std::popcount(t[at(i)] & bits_between(from, to));
+  for (std::int64_t i = low; i < high; ++i)
+    sum += std::popcount(t[place(i)] & bits_between(from, to));
   return sum;
 }
 
@@ -163,7 +165,7 @@ StepSums::StepSums(const std::vector<Step>& steps, std::int64_t columns) {
     const std::size_t shift = levels_.size() - 1 - l;
     Level& level = levels_[l];
     const auto clear = [&](const Step& s) { return (s.column >> shift & 1) == 0; };
-    level.ones_begin = at(std::count_if(now.begin(), now.end(), clear));
+    level.ones_begin = place(std::count_if(now.begin(), now.end(), clear));
     level.zeros.reserve(now.size() + 1);
     std::size_t zero = 0, one = level.ones_begin;
     for (const Step& s : now) {
@@ -230,7 +232,7 @@ std::vector<StepSums::Step> Index::steps_of_rows() {
   std::vector<StepSums::Step> steps;
   for (std::int64_t row = 0; row < entry_.q_blocks; ++row) {
     row_steps_.push_back(steps.size());
-    const std::int64_t height = std::min(block, entry_.q_len - row * block);
+    const std::int64_t height = std::min(block_size, entry_.q_len - row * block_size);
     std::int64_t value = 0, reached = 0;
     const auto from = [&](std::int64_t column, std::int64_t next) {
       if (next != value) steps.push_back({static_cast<std::uint32_t>(column), next - value});
@@ -239,12 +241,12 @@ std::vector<StepSums::Step> Index::steps_of_rows() {
     for (const MaskPlan::Run* r = by_query_.begin(row); r != by_query_.end(row); ++r) {
       if (r->begin > reached) from(reached, 0);
       for (std::int64_t k = r->begin; k < r->end; ++k) {
-        const std::int64_t width = std::min(block, entry_.k_len - k * block);
+        const std::int64_t width = std::min(block_size, entry_.k_len - k * block_size);
         from(k,
              r->tiles < 0 ? height * width
-                          : pairs[at(plan_->tile_ids[at(r->tiles + k - r->begin)])]);
-        if (r->tiles < 0 && width == block)  // a Full run changes only at a ragged last block
-          k = std::max(k, std::min<std::int64_t>(r->end, entry_.k_len / block) - 1);
+                          : pairs[place(plan_->tile_ids[place(r->tiles + k - r->begin)])]);
+        if (r->tiles < 0 && width == block_size)  // a Full run changes only at a ragged last block
+          k = std::max(k, std::min<std::int64_t>(r->end, entry_.k_len / block_size) - 1);
       }
       reached = r->end;
     }
@@ -255,21 +257,21 @@ std::vector<StepSums::Step> Index::steps_of_rows() {
 }
 
 void Index::find_ends() {
-  first_.assign(at(entry_.q_len), static_cast<std::int32_t>(entry_.k_len));
-  last_.assign(at(entry_.q_len), 0);
+  first_.assign(place(entry_.q_len), static_cast<std::int32_t>(entry_.k_len));
+  last_.assign(place(entry_.q_len), 0);
   for (std::int64_t row = 0; row < entry_.q_blocks; ++row) {
-    const std::int64_t q0 = row * block, height = std::min(block, entry_.q_len - q0);
+    const std::int64_t q0 = row * block_size, height = std::min(block_size, entry_.q_len - q0);
     const auto tile = [&](const MaskPlan::Run& r, std::int64_t k) -> const MaskPlan::Tile& {
-      return plan_->tiles_by_query[at(plan_->tile_ids[at(r.tiles + k - r.begin)])];
+      return plan_->tiles_by_query[place(plan_->tile_ids[place(r.tiles + k - r.begin)])];
     };
     // Visits the queries that have not met a key yet, with their keys of block k.
     const auto meet = [&](const MaskPlan::Run& r, std::int64_t k, std::uint64_t& open, auto&& f) {
       for (std::uint64_t left = open; left != 0; left &= left - 1) {
         const int i = std::countr_zero(left);
-        const std::uint64_t keys = r.tiles < 0 ? ~std::uint64_t{0} : tile(r, k)[at(i)];
+        const std::uint64_t keys = r.tiles < 0 ? ~std::uint64_t{0} : tile(r, k)[place(i)];
         if (keys == 0) continue;
         open &= ~(std::uint64_t{1} << i);
-        f(at(q0 + i), keys);
+        f(place(q0 + i), keys);
       }
     };
     const std::uint64_t all = bits_between(0, height);
@@ -277,7 +279,7 @@ void Index::find_ends() {
     for (auto* r = by_query_.begin(row); r != by_query_.end(row) && open; ++r)
       for (std::int64_t k = r->begin; k < r->end && open; ++k)
         meet(*r, k, open, [&](std::size_t q, std::uint64_t keys) {
-          first_[q] = static_cast<std::int32_t>(k * block + std::countr_zero(keys));
+          first_[q] = static_cast<std::int32_t>(k * block_size + std::countr_zero(keys));
         });
     const std::uint64_t none = open;
     open = all & ~none;
@@ -286,7 +288,7 @@ void Index::find_ends() {
       for (std::int64_t k = r->end; k-- > r->begin && open;)
         meet(*r, k, open, [&](std::size_t q, std::uint64_t keys) {
           last_[q] = static_cast<std::int32_t>(
-              std::min(entry_.k_len, k * block + 64 - std::countl_zero(keys)));
+              std::min(entry_.k_len, k * block_size + 64 - std::countl_zero(keys)));
         });
     }
     for (std::uint64_t left = none; left != 0; left &= left - 1) {
@@ -307,7 +309,7 @@ std::int64_t Index::kept_pairs(
   const Cut q(q0, q1, entry_.q_len), k(k0, k1, entry_.k_len);
   std::int64_t sum = 0;
   if (q.begin < q.end && k.begin < k.end) {
-    const std::size_t first = row_steps_[at(q.begin)], last = row_steps_[at(q.end)];
+    const std::size_t first = row_steps_[place(q.begin)], last = row_steps_[place(q.end)];
     sum = sums_.integral(first, last, k.end, steps) - sums_.integral(first, last, k.begin, steps);
   }
   for (const Cut::Edge& e : q.edges)

@@ -36,6 +36,10 @@ template <class... T>
 [[noreturn]] void refuse_input(fmt::format_string<T...> text, T&&... args) {
   throw Error(Code::invalid_argument, Stage::bind, fmt::format(text, std::forward<T>(args)...));
 }
+inline void check_block(std::int32_t rows, std::int32_t columns) {
+  if (rows < 1 || columns < 1)
+    refuse_input("a block wants at least one row and column; got {} x {}", rows, columns);
+}
 inline void check_size(const char* what, std::size_t got, std::int64_t wanted) {
   if (wanted < 0 || got != static_cast<std::size_t>(wanted))
     refuse_input("{} has {} values; this shape wants {}", what, got, wanted);

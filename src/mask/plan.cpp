@@ -14,14 +14,14 @@
 
 namespace undivided {
 
+using masks::block_size;
 using masks::BlockRow;
 using masks::LocalBand;
 using masks::RowEvaluator;
 
 namespace {
 
-constexpr std::int64_t block = MaskPlan::block;
-std::int64_t blocks_of(std::int64_t n) { return (n + block - 1) / block; }
+std::int64_t blocks_of(std::int64_t n) { return (n + block_size - 1) / block_size; }
 
 LocalBand local_band(const expr::Band& band, const Sequence& s) {
   // Positions are origin + local index; beyond these distances a bound no longer cuts anything.

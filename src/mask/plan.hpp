@@ -29,6 +29,9 @@ namespace masks {
 
 class RowEvaluator;
 
+/// Queries and keys of one block.
+inline constexpr std::int64_t block_size = MaskPlan::block;
+
 /// The same plan, made from every element (bands and all): slow, and simple enough to trust.
 std::shared_ptr<MaskPlan> exhaustive_mask_plan(const BoundProgram& mask,
                                                std::int64_t heads,

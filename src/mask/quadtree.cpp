@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <array>
 
+#include "mask/plan.hpp"
+
 namespace undivided::masks {
 namespace {
-
-constexpr std::int64_t block = MaskPlan::block;
 
 class Walk {
  public:
@@ -21,8 +21,8 @@ class Walk {
        std::int64_t head,
        Strip& out)
       : sequence_(s),
-        q_blocks_((s.q_len + block - 1) / block),
-        k_blocks_((s.k_len + block - 1) / block),
+        q_blocks_((s.q_len + block_size - 1) / block_size),
+        k_blocks_((s.k_len + block_size - 1) / block_size),
         mask_(p, bound, tables, 2 * levels),
         maker_(p, bound, s, batch, head),
         out_(out) {
@@ -43,14 +43,14 @@ class Walk {
     if (q_tags_[at(q_slot)] != i) {
       q_tags_[at(q_slot)] = i;
       mask_.query(q_slot,
-                  sequence_.q_origin + rows * block,
-                  sequence_.q_origin + std::min(rows_end * block, sequence_.q_len) - 1);
+                  sequence_.q_origin + rows * block_size,
+                  sequence_.q_origin + std::min(rows_end * block_size, sequence_.q_len) - 1);
     }
     if (k_tags_[at(k_slot)] != j) {
       k_tags_[at(k_slot)] = j;
       mask_.key(k_slot,
-                sequence_.k_origin + columns * block,
-                sequence_.k_origin + std::min(columns_end * block, sequence_.k_len) - 1);
+                sequence_.k_origin + columns * block_size,
+                sequence_.k_origin + std::min(columns_end * block_size, sequence_.k_len) - 1);
     }
     const Value verdict = mask_.evaluate(q_slot, k_slot);
     if (verdict.single()) {
@@ -78,9 +78,9 @@ class Walk {
   void one(std::int64_t row, std::int64_t column) {
     const std::int32_t id = maker_.tile(row, column, mask_);
     if (id == TileMaker::none) return;
-    const std::int64_t height = std::min(block, sequence_.q_len - row * block),
-                       width = std::min(block, sequence_.k_len - column * block);
-    const bool whole = height == block && width == block;
+    const std::int64_t height = std::min(block_size, sequence_.q_len - row * block_size),
+                       width = std::min(block_size, sequence_.k_len - column * block_size);
+    const bool whole = height == block_size && width == block_size;
     if (id == (whole ? TileMaker::all : maker_.clip(height, width)))
       return full(row, row + 1, column, column + 1);
     out_.rows[at(row - out_.first_row)].add_partial(column, id);
@@ -126,7 +126,7 @@ Strip classify_strip(const expr::Program& p,
   Strip out;
   out.first_row = first_row;
   out.rows.resize(static_cast<std::size_t>(rows));
-  const std::int64_t k_blocks = (sequence.k_len + block - 1) / block;
+  const std::int64_t k_blocks = (sequence.k_len + block_size - 1) / block_size;
   out.columns.resize(static_cast<std::size_t>(k_blocks));
   Walk walk(p, bound, tables, sequence, batch, head, out);
   for (std::int64_t i = first_row >> level; i << level < first_row + rows; ++i)

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "expr/internal.hpp"
+#include "mask/plan.hpp"
 
 namespace undivided::masks {
 
@@ -14,7 +15,6 @@ using expr::Type;
 
 namespace {
 
-constexpr std::int64_t block = MaskPlan::block;
 constexpr std::uint64_t ones = ~std::uint64_t{0};
 
 // An integer is q * (this) + k * (that) + something uniform of magnitude at most `rest`, and never
@@ -28,10 +28,10 @@ class SlopeReader {
  public:
   SlopeReader(const expr::Bound& bound, const Sequence& s, std::int64_t batch, std::int64_t head)
       : bound_(bound), sequence_(s), batch_(batch), head_(head) {
-    farthest_ = 4 * block + std::max({std::abs(s.q_origin),
-                                      std::abs(s.q_origin + s.q_len),
-                                      std::abs(s.k_origin),
-                                      std::abs(s.k_origin + s.k_len)});
+    farthest_ = 4 * block_size + std::max({std::abs(s.q_origin),
+                                           std::abs(s.q_origin + s.q_len),
+                                           std::abs(s.k_origin),
+                                           std::abs(s.k_origin + s.k_len)});
   }
 
   std::optional<Slope> read(const expr::Node& n, bool uniform, const Slopes& known) const {
@@ -143,7 +143,8 @@ TileMaker::TileMaker(const expr::Program& p,
   const auto fill = [&](Axis& axis, std::int64_t length, bool by_query) {
     if (axis.nodes.empty()) return;
     axis.evaluator.push_back(evaluator(axis.nodes, by_query));
-    axis.ids.assign(static_cast<std::size_t>((length + block - 1) / block) * axis.nodes.size(), -1);
+    axis.ids.assign(
+        static_cast<std::size_t>((length + block_size - 1) / block_size) * axis.nodes.size(), -1);
   };
   fill(query_, s.q_len, true);
   fill(key_, s.k_len, false);
@@ -155,8 +156,8 @@ void TileMaker::classify(const expr::Program& p,
                          std::int64_t head) {
   const SlopeReader reader(bound, sequence_, batch, head);
   // The 128 differences of a block are read along keys from its first one: they must be positions.
-  const bool differences = sequence_.k_origin + sequence_.k_len + 2 * block < INT32_MAX &&
-                           sequence_.q_origin + sequence_.q_len + 2 * block < INT32_MAX &&
+  const bool differences = sequence_.k_origin + sequence_.k_len + 2 * block_size < INT32_MAX &&
+                           sequence_.q_origin + sequence_.q_len + 2 * block_size < INT32_MAX &&
                            sequence_.k_origin > -(1 << 30) && sequence_.q_origin > -(1 << 30);
   Slopes slopes(nodes_.size());
   std::vector<Kind> kinds(nodes_.size(), Kind::other);  // other: reads no position
@@ -250,7 +251,7 @@ TileMaker::Atom TileMaker::make_atom(const expr::Program& p, std::int32_t node) 
 const std::int32_t* TileMaker::ids_of(Axis& axis, std::int64_t at) {
   std::int32_t* ids = axis.ids.data() + static_cast<std::size_t>(at) * axis.nodes.size();
   if (ids[0] >= 0) return ids;
-  axis.evaluator[0].keys(axis.origin + at * block, RowEvaluator::lanes);
+  axis.evaluator[0].keys(axis.origin + at * block_size, RowEvaluator::lanes);
   for (std::size_t r = 0; r < axis.nodes.size(); ++r) {
     Lanes lanes;
     std::copy_n(axis.evaluator[0].lanes_of(r), lanes.size(), lanes.begin());
@@ -267,16 +268,18 @@ std::int32_t TileMaker::tile(std::int64_t q_block,
   decided_ = &decided;
   ++now_;
   const std::int32_t id = eval(root_);
-  const std::int64_t rows = std::min(block, sequence_.q_len - q_block * block),
-                     columns = std::min(block, sequence_.k_len - k_block * block);
-  return rows == block && columns == block ? id : combine(Op::logical_and, id, clip(rows, columns));
+  const std::int64_t rows = std::min(block_size, sequence_.q_len - q_block * block_size),
+                     columns = std::min(block_size, sequence_.k_len - k_block * block_size);
+  return rows == block_size && columns == block_size
+             ? id
+             : combine(Op::logical_and, id, clip(rows, columns));
 }
 
 std::int32_t TileMaker::clip(std::int64_t rows, std::int64_t columns) {
   std::int32_t& id = known_.at(3, static_cast<std::uint64_t>(rows * 256 + columns));
   if (id >= 0) return id;
   MaskPlan::Tile tile{};
-  const std::uint64_t word = columns == block ? ones : (std::uint64_t{1} << columns) - 1;
+  const std::uint64_t word = columns == block_size ? ones : (std::uint64_t{1} << columns) - 1;
   std::fill_n(tile.begin(), rows, word);
   return id = tiles_.id_of(tile);
 }
@@ -359,17 +362,17 @@ std::int32_t TileMaker::word_tile(std::int32_t node, bool by_query) {
 // Row 63 against 128 keys passes over every difference of the block; row i is the same pattern,
 // shifted.
 std::int32_t TileMaker::difference(std::int32_t node) {
-  const std::int64_t q0 = sequence_.q_origin + q_block_ * block,
-                     k0 = sequence_.k_origin + k_block_ * block;
+  const std::int64_t q0 = sequence_.q_origin + q_block_ * block_size,
+                     k0 = sequence_.k_origin + k_block_ * block_size;
   std::int32_t& id = known_.at(std::uint64_t{1} << 32 | static_cast<std::uint32_t>(node),
                                static_cast<std::uint64_t>(q0 - k0));
   if (id >= 0) return id;
   const Atom& a = atoms_[static_cast<std::size_t>(atom_of_[static_cast<std::size_t>(node)])];
   RowEvaluator& e = evaluators_[static_cast<std::size_t>(a.evaluator)];
   e.keys(k0, RowEvaluator::lanes);
-  const std::uint64_t low = e.row(q0 + block - 1);
-  e.keys(k0 + block, RowEvaluator::lanes);
-  const std::uint64_t high = e.row(q0 + block - 1);
+  const std::uint64_t low = e.row(q0 + block_size - 1);
+  e.keys(k0 + block_size, RowEvaluator::lanes);
+  const std::uint64_t high = e.row(q0 + block_size - 1);
   MaskPlan::Tile tile;
   tile[63] = low;
   for (std::size_t i = 0; i < 63; ++i) tile[i] = low >> (63 - i) | high << (i + 1);
@@ -380,8 +383,8 @@ std::int32_t TileMaker::atom(std::int32_t node) {
   const Atom& a = atoms_[static_cast<std::size_t>(atom_of_[static_cast<std::size_t>(node)])];
   const std::int32_t* q = a.query.empty() ? nullptr : ids_of(query_, q_block_);
   const std::int32_t* k = a.key.empty() ? nullptr : ids_of(key_, k_block_);
-  const std::int64_t q0 = sequence_.q_origin + q_block_ * block,
-                     k0 = sequence_.k_origin + k_block_ * block;
+  const std::int64_t q0 = sequence_.q_origin + q_block_ * block_size,
+                     k0 = sequence_.k_origin + k_block_ * block_size;
   std::int32_t* known = nullptr;
   if (a.shared) {
     std::uint64_t key = std::uint64_t{2} << 32 | static_cast<std::uint32_t>(node);
