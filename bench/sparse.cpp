@@ -2,9 +2,10 @@
 // Time of sparse_attention beside dense causal attention, over what is dropped.
 //
 // bench_sparse [cpu | cuda] [rounds = 3] [d = 64] writes JSON. On the CPU two heads in float32 on
-// one core, by the time of the thread; on CUDA 16 heads in bfloat16, by events on the stream. Dense
-// and sparse are timed in turns, the best of each counts. `of_ideal` is the gain over dense, times
-// the share of the causal pairs that meet: 1 is a cost that follows the pairs.
+// one core, by the time of the thread, results in memory that the caller keeps; on CUDA 16 heads in
+// bfloat16, by events on the stream. Dense and sparse are timed in turns of equal length, the best
+// turn of each counts. `of_ideal` is the gain over dense, times the share of the causal pairs that
+// meet: 1 is a cost that follows the pairs.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -37,12 +38,10 @@ Tensor placed(Tensor t, const Setting& s) {
   return s.device.kind == Device::Kind::cpu ? t : cuda::to_device(t, s.device, s.context);
 }
 
-double seconds_of(const Setting& s, const std::function<void()>& work) {
+double seconds_of(const Setting& s, int runs, const std::function<void()>& work) {
   if (s.device.kind != Device::Kind::cpu)
     return cuda::time_on_stream(s.device, s.context, 1, work).front();
-  const double before = bench::thread_seconds();
-  work();
-  return bench::thread_seconds() - before;
+  return bench::mean_seconds(runs, work);
 }
 
 struct Times {
@@ -50,7 +49,7 @@ struct Times {
 };
 
 template <class Rule>
-Times measure(const Setting& s, std::int64_t n, const Rule& rule) {
+Times measure(const Setting& s, std::int64_t n, const Rule& rule, double share) {
   const auto x = [&](std::uint64_t seed) {
     return placed(random_normal(s.dtype, {1, s.heads, n, s.dim}, seed), s);
   };
@@ -60,12 +59,15 @@ Times measure(const Setting& s, std::int64_t n, const Rule& rule) {
   Times t;
   Forward f;
   SparseForward g;
-  const auto timed = [&](double& best, auto&& run) { best = std::min(best, seconds_of(s, run)); };
+  const int runs = bench::runs_beside_dense(share);
+  const auto timed = [&](double& best, int times, auto&& run) {
+    best = std::min(best, seconds_of(s, times, run));
+  };
   for (int turn = 0; turn < s.rounds; ++turn) {
-    timed(t.dense[0], [&] { f = attention(q, k, v, causally, s.context); });
-    timed(t.sparse[0], [&] { g = sparse_attention(q, k, v, rule, {}, s.context); });
-    timed(t.dense[1], [&] { attention_backward(dout, q, k, v, f, {}, s.context); });
-    timed(t.sparse[1], [&] { sparse_attention_backward(dout, q, k, v, g, s.context); });
+    timed(t.dense[0], 1, [&] { f = attention(q, k, v, causally, s.context); });
+    timed(t.sparse[0], runs, [&] { g = sparse_attention(q, k, v, rule, {}, s.context); });
+    timed(t.dense[1], 1, [&] { attention_backward(dout, q, k, v, f, {}, s.context); });
+    timed(t.sparse[1], runs, [&] { sparse_attention_backward(dout, q, k, v, g, s.context); });
   }
   return t;
 }
@@ -78,6 +80,8 @@ int main(int count, char** arguments) {
   if (count > 2) s.rounds = std::atoi(arguments[2]);
   if (count > 3) s.dim = std::atoi(arguments[3]);
   s.context.executor = &inline_executor();
+  bench::KeptMemory memory;
+  if (!gpu) s.context.allocator = &memory;
   if (gpu) {
     s.device = {Device::Kind::cuda, 0};
     s.dtype = DType::bf16;
@@ -105,7 +109,8 @@ int main(int count, char** arguments) {
           for (Tensor* t : {&on_q, &on_k}) bench::keep_from(*t, percent[step]);
         const double share = bench::share_of(on_q, on_k, buckets);
         const Tensor a = placed(on_q, s), b = placed(on_k, s);
-        const Times t = buckets ? measure(s, n, HashSparse{a, b}) : measure(s, n, QkSparse{a, b});
+        const Times t =
+            buckets ? measure(s, n, HashSparse{a, b}, share) : measure(s, n, QkSparse{a, b}, share);
         const auto gain = [&](int d) { return t.dense[d] / t.sparse[d]; };
         fmt::print(
             "{}  {{\"form\": \"{}\", \"tokens\": {}, \"{}\": {}, \"pairs\": {:.4f}, "
