@@ -55,9 +55,13 @@ HeadRows read_head(const View& flags, std::int64_t row, bool buckets) {
   HeadRows head;
   read_flags(flags, row, head.flags);
   const auto n = static_cast<std::int32_t>(flags.size(2));
-  head.order.reserve(at(n));
-  for (std::int32_t i = 0; i < n; ++i)
-    if (buckets || head.flags[at(i)] != 0) head.order.push_back(i);
+  head.order.resize(at(n));
+  std::size_t kept = 0;
+  for (std::int32_t i = 0; i < n; ++i) {  // without a branch that nothing could foresee
+    head.order[kept] = i;
+    kept += static_cast<std::size_t>(buckets || head.flags[at(i)] != 0);
+  }
+  head.order.resize(kept);
   if (buckets && n > 0) sort_by_bucket(head.flags, head.order);
   return head;
 }
