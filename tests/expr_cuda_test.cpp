@@ -54,12 +54,31 @@ TEST(CudaText, LiteralsRoundTrip) {
     return expr::print_cuda(expr::parse(text, expr::Type::f32, {}), true);
   };
   EXPECT_NE(fast("tanh(score)").find("tanh_fast<Config::Element>(v0)"), std::string::npos);
-  EXPECT_NE(fast("score / 20").find("* (1.0f / "), std::string::npos);
+  EXPECT_NE(fast("score / 20").find("(scale * inverse(20.0f)) * raw"), std::string::npos);
   EXPECT_NE(fast("score / score").find("__fdividef("), std::string::npos);
   has("score / score", "v0 / v0");
   has("log(score) + sqrt(score)", "sqrtf(v0)");
   has("score + trunc(score) % 3", "__float2int_rz(v0)");
   has("array b: bool[1]; b[q] ? score : 0.0", "load_b(env.a0, ");
+}
+
+TEST(CudaText, WhatAllPairsShareLeavesTheScore) {
+  const auto split = [](const char* text) {
+    const expr::CudaScore s = expr::cuda_score(expr::lift(expr::parse(text, expr::Type::f32, {})));
+    return s.unit + " | " + s.value;
+  };
+  EXPECT_EQ(split("20 * tanh(score / 20)").substr(0, 10), "env.p0 | v");
+  EXPECT_EQ(split("score * 2"), "env.p0 * scale | raw");
+  EXPECT_EQ(split("score * 3 / 4"), "env.p0 * scale * inverse(env.p1) | raw");
+  // A sum is in units of the scale, so that q.k needs no multiplication of its own.
+  EXPECT_EQ(split("array slope: f32[1]; score + slope[head] * (k - q)").substr(0, 14),
+            "scale | raw + ");
+  // The sign of a parameter is not known, and that of a negative literal is.
+  EXPECT_EQ(split("param gain: f32 = 1; gain * score"), "scale | (v1) * raw");
+  EXPECT_EQ(split("score * -2"), "scale | (v1) * raw");
+  // Nothing to take out.
+  EXPECT_EQ(split("k <= q ? score : -inf").substr(0, 8), "1.0f | v");
+  EXPECT_EQ(split("2.5"), "1.0f | v0");
 }
 
 TEST(CudaText, AGradientWritesEveryRoot) {

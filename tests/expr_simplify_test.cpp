@@ -88,6 +88,17 @@ TEST(Lift, MakesStructureIndependentOfBounds) {
   EXPECT_TRUE(a.params[0].lifted);
 }
 
+TEST(Lift, LiftedFloatsArePositiveAndFinite) {
+  const auto lifted = [](const char* text) { return expr::lift(expr::parse(text, Type::f32, {})); };
+  const auto p = lifted("k <= q ? score * -2.5 + 0.5 : -inf");
+  EXPECT_EQ(values(p), (std::vector<double>{2.5, 0.5}));
+  EXPECT_NE(expr::print(p, false).find("-_c0"), std::string::npos) << expr::print(p, false);
+  EXPECT_NE(expr::print(p, false).find("-inf"), std::string::npos);
+  EXPECT_TRUE(values(lifted("max(score, 0.0)")).empty());
+  // Not even a text that claims otherwise makes one.
+  EXPECT_EQ(values(lifted("param _c0: f32 = -3; _c0 * score")), (std::vector<double>{3}));
+}
+
 TEST(Lift, KeepsDivisorsShiftsAndBooleansLiteral) {
   const auto p = expr::lift(
       expr::parse("(q / 16 + 16 == k % 8) == ((q >> 3) < (k << 2) + 5 || keep[q] == true)",

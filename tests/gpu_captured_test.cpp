@@ -99,7 +99,7 @@ TEST_P(GpuCaptured, OrderedSumsAgreeWithTheOracleAndWithFast) {
       // Sums of many terms of both signs, of bfloat16 inputs.
       EXPECT_LT(largest_difference(got.captured[i].second, truth), 0.1 * largest)
           << got.captured[i].first;
-      EXPECT_LT(largest_difference(got.captured[i].second, fast.captured[i].second), 1e-5 * largest)
+      EXPECT_LT(largest_difference(got.captured[i].second, fast.captured[i].second), 3e-5 * largest)
           << got.captured[i].first;
     }
     EXPECT_TRUE(same_bits(got.q, gradients(in, d).q));

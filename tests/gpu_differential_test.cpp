@@ -52,11 +52,11 @@ struct Data {
 
   explicit Data(const Shape& s) {
     const auto rows = [&](std::int64_t heads, std::int64_t dim, int c, double scale) {
-      return s.packed ? wave(s.dtype, {2 * s.tokens, heads, dim}, c, scale)
-                      : wave(s.dtype, {2, heads, s.tokens, dim}, c, scale);
+      return s.packed ? noise(s.dtype, {2 * s.tokens, heads, dim}, c, scale)
+                      : noise(s.dtype, {2, heads, s.tokens, dim}, c, scale);
     };
-    q = rows(8, s.d, 0, .5);
-    k = rows(s.k_heads, s.d, 1, .5);
+    q = rows(8, s.d, 0, 2);
+    k = rows(s.k_heads, s.d, 1, 1);
     v = rows(s.v_heads, s.dv, 2, 1);
     dout = rows(4, s.dv, 3, .1);
     if (!s.packed) return;

@@ -41,8 +41,8 @@ double difference(const Tensor& on_device, const Tensor& want) {
 
 struct Data {
   std::int64_t n;
-  Tensor q = wave(DType::f16, {1, 4, n, 64}, 0), k = wave(DType::f16, {1, 2, n, 64}, 1),
-         v = wave(DType::f16, {1, 2, n, 64}, 2), dout = wave(DType::f16, {1, 4, n, 64}, 3);
+  Tensor q = noise(DType::f16, {1, 4, n, 64}, 0), k = noise(DType::f16, {1, 2, n, 64}, 1),
+         v = noise(DType::f16, {1, 2, n, 64}, 2), dout = noise(DType::f16, {1, 4, n, 64}, 3);
   Tensor on_q = cuda::to_device(q, gpu), on_k = cuda::to_device(k, gpu),
          on_v = cuda::to_device(v, gpu), on_dout = cuda::to_device(dout, gpu);
 

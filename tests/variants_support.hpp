@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <functional>
+#include <random>
 #include <string>
 
 #include "undivided/undivided.hpp"
@@ -25,6 +26,18 @@ inline Tensor wave(DType dtype, std::initializer_list<std::int64_t> shape, int c
   const Tensor t = Tensor::empty(dtype, shape);
   for (std::int64_t i = 0; i < t.count(); ++i)
     store_element(dtype, element(t, i), s * std::sin(0.1 * (c + 1) * static_cast<double>(i) + c));
+  return t;
+}
+
+/// Normal numbers times s: sums of them cancel less than those of waves.
+inline Tensor noise(DType dtype,
+                    std::initializer_list<std::int64_t> shape,
+                    std::uint64_t seed,
+                    double s = 1) {
+  const Tensor t = Tensor::empty(dtype, shape);
+  std::mt19937_64 bits(seed);
+  std::normal_distribution<double> normal(0, s);
+  for (std::int64_t i = 0; i < t.count(); ++i) store_element(dtype, element(t, i), normal(bits));
   return t;
 }
 

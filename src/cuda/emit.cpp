@@ -95,7 +95,7 @@ std::string capture_text(const expr::Gradient& gradient) {
         "captured.template add<how, {}>(p, g * out{}, live{});\n    ", read++, root, index);
   }
   return function(fmt::format("template <Capture how>\n  static __device__ void capture({}, float "
-                              "distance, float score, float g, bool live, "
+                              "distance, float raw, float scale, float g, bool live, "
                               "Captures& captured)",
                               positions_of_pair),
                   "ScoreArrays",
@@ -105,7 +105,9 @@ std::string capture_text(const expr::Gradient& gradient) {
 }
 
 std::string score_text(const expr::Program& program, bool backward, bool captured) {
-  const std::string with_score = std::string(positions_of_pair) + ", float distance, float score";
+  const std::string with_score =
+      std::string(positions_of_pair) + ", float distance, float raw, float scale";
+  const expr::CudaScore score = expr::cuda_score(program);
   std::string text = environment_struct("ScoreArrays", program);
   const expr::Gradient gradient = backward ? expr::differentiate(program) : expr::Gradient{};
   std::string reads;
@@ -122,7 +124,11 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
                    "ScoreArrays",
                    "score",
                    program,
-                   "return out0;");
+                   fmt::format("return {};", score.value));
+  text += fmt::format(
+      "  static __device__ float unit(const Params& p, float scale) {{\n"
+      "    const ScoreArrays env(p.score);\n    return {};\n  }}\n",
+      score.unit);
   if (backward) {
     expr::Program only = gradient.program;
     only.roots.resize(1);

@@ -16,25 +16,44 @@ bool stays_literal(Op user, int operand) {
 
 }  // namespace
 
-Program lift(const Program& p) {
+Program lift(const Program& program) {
+  Program p = program;
+  for (Node& n : p.nodes) {  // a parsed text may say what it likes
+    if (n.op != Op::param || n.type != Type::f32) continue;
+    const ParamDecl& d = p.params[static_cast<std::size_t>(n.slot)];
+    if (!d.lifted || (d.value > 0 && std::isfinite(d.value))) continue;
+    n = Node{};
+    n.op = Op::constant;
+    n.type = Type::f32;
+    n.real = d.value;
+  }
   Builder out;
   out.program().slots = p.slots;
   out.program().params = p.params;
   int next = 0;
   for (const ParamDecl& d : p.params) next += d.lifted;
   auto lifted = [&](const Node& literal) {
+    const double value =
+        literal.type == Type::f32 ? literal.real : static_cast<double>(literal.integer);
+    const bool negate = literal.type == Type::f32 && value < 0;
     Node n;
     n.op = Op::param;
     n.type = literal.type;
     n.slot = static_cast<std::int32_t>(out.program().params.size());
-    const double value =
-        literal.type == Type::f32 ? literal.real : static_cast<double>(literal.integer);
-    out.program().params.push_back({fmt::format("_c{}", next++), literal.type, value, true});
-    return out.append(n);
+    out.program().params.push_back(
+        {fmt::format("_c{}", next++), literal.type, negate ? -value : value, true});
+    const std::int32_t made = out.append(n);
+    if (!negate) return made;
+    Node minus;
+    minus.op = Op::neg;
+    minus.type = Type::f32;
+    minus.operand[0] = made;
+    return out.append(minus);
   };
   auto liftable = [&](std::int32_t id) {
     const Node& n = p.nodes[static_cast<std::size_t>(id)];
-    return n.op == Op::constant && n.type != Type::boolean;
+    if (n.op != Op::constant || n.type == Type::boolean) return false;
+    return n.type == Type::i32 || (n.real != 0 && std::isfinite(n.real));
   };
   // Every use gets a parameter of its own: equal values must not change the structure.
   std::vector<std::int32_t> place(p.nodes.size(), -1);

@@ -2,6 +2,8 @@
 // CUDA text: one statement a node, named v<node>, and out<i> for each root.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "expr/internal.hpp"
 
 namespace undivided::expr {
@@ -90,13 +92,8 @@ std::string value_of(const Program& p, const Node& n, bool fast) {
       return fmt::format("(float)({})", v(0));
     case Op::trunc:
       return fmt::format("__float2int_rz({})", v(0));  // saturates; NaN gives 0
-    case Op::div:  // by what is the same for all pairs: once the inverse
-      if (fast && real) {
-        const Op by = p.nodes[static_cast<std::size_t>(n.operand[1])].op;
-        if (by == Op::constant || by == Op::param)
-          return fmt::format("{} * (1.0f / {})", v(0), v(1));
-        return fmt::format("__fdividef({}, {})", v(0), v(1));
-      }
+    case Op::div:
+      if (fast && real) return fmt::format("__fdividef({}, {})", v(0), v(1));
       break;
     default:
       break;
@@ -105,17 +102,155 @@ std::string value_of(const Program& p, const Node& n, bool fast) {
   return fmt::format("{} {} {}", v(0), symbol_of(n.op), v(1));
 }
 
+/// Scores, for which order of rounding is free: what is the same for all pairs is multiplied first,
+/// once, and so is the scale of Q K^T.
+class ScorePrinter {
+ public:
+  explicit ScorePrinter(const Program& p) : p_(p), fixed_(p.nodes.size()) {
+    for (std::size_t i = 0; i < p.nodes.size(); ++i) {
+      const Node& n = p.nodes[i];
+      bool fixed = n.op != Op::q && n.op != Op::k && n.op != Op::score;
+      for (const std::int32_t o : n.operand)
+        fixed = fixed && (o < 0 || fixed_[static_cast<std::size_t>(o)]);
+      fixed_[i] = fixed;
+    }
+  }
+
+  std::string value(std::int32_t id) const {
+    const Node& n = at(id);
+    const bool chain = n.op == Op::mul || n.op == Op::neg || n.op == Op::score ||
+                       (n.op == Op::div && fixed(n.operand[1]));
+    return n.type == Type::f32 && chain && !fixed(id) ? product(factors(id))
+                                                      : value_of(p_, n, true);
+  }
+
+  CudaScore score() const {
+    const std::int32_t root = p_.roots.front();
+    CudaScore out;
+    if (fixed(root)) return {fmt::format("v{}", root), "1.0f"};
+    const Op op = at(root).op;
+    if (op != Op::add && op != Op::sub) {
+      Factors f = factors(root);
+      out.unit = take_positive(f);
+      out.value = product(f);
+      return out;
+    }
+    // score + rest is scale * (q.k + rest / scale): one fused multiplication.
+    std::vector<Term> terms;
+    flatten(root, false, terms);
+    const auto plain = std::find_if(terms.begin(), terms.end(), [&](const Term& t) {
+      Factors f = t.factors;
+      take_positive(f);
+      return !t.negative && f.fixed.empty() && f.moving == std::vector<std::string>{"raw"};
+    });
+    if (plain == terms.end()) return {fmt::format("v{}", root), "1.0f"};
+    Factors f = plain->factors;
+    out.unit = take_positive(f);
+    std::rotate(terms.begin(), plain, plain + 1);
+    for (Term& t : terms) {
+      const bool first = out.value.empty();
+      if (!first) t.factors.fixed.push_back(fmt::format("inverse({})", out.unit));
+      out.value += (first ? "" : t.negative ? " - " : " + ") + product(first ? f : t.factors);
+    }
+    return out;
+  }
+
+ private:
+  struct Factors {
+    std::vector<std::string> fixed, moving;
+    std::vector<bool> positive;  // of the fixed ones: is it known?
+    void add(std::string text, bool sure) {
+      fixed.push_back(std::move(text));
+      positive.push_back(sure);
+    }
+  };
+  struct Term {
+    Factors factors;
+    bool negative;
+  };
+
+  const Node& at(std::int32_t id) const { return p_.nodes[static_cast<std::size_t>(id)]; }
+  bool fixed(std::int32_t id) const { return fixed_[static_cast<std::size_t>(id)]; }
+  bool positive(std::int32_t id) const {
+    const Node& n = at(id);
+    return (n.op == Op::constant && n.real > 0) ||
+           (n.op == Op::param && p_.params[static_cast<std::size_t>(n.slot)].lifted);
+  }
+
+  /// Text that stands alone if the node may be part of the unit.
+  std::string name(std::int32_t id) const {
+    return positive(id) ? value_of(p_, at(id), true) : fmt::format("v{}", id);
+  }
+
+  Factors factors(std::int32_t id) const {
+    Factors f;
+    gather(id, f);
+    return f;
+  }
+  void gather(std::int32_t id, Factors& f) const {
+    const Node& n = at(id);
+    if (fixed(id)) {
+      f.add(name(id), positive(id));
+    } else if (n.op == Op::mul) {
+      gather(n.operand[0], f);
+      gather(n.operand[1], f);
+    } else if (n.op == Op::div && fixed(n.operand[1])) {
+      gather(n.operand[0], f);
+      f.add(fmt::format("inverse({})", name(n.operand[1])), positive(n.operand[1]));
+    } else if (n.op == Op::neg) {
+      gather(n.operand[0], f);
+      f.add("-1.0f", false);
+    } else if (n.op == Op::score) {
+      f.moving.push_back("raw");
+      f.add("scale", true);
+    } else {
+      f.moving.push_back(fmt::format("v{}", id));
+    }
+  }
+  static std::string product(const Factors& f) {
+    const std::string moving = fmt::format("{}", fmt::join(f.moving, " * "));
+    return f.fixed.empty() ? moving : fmt::format("({}) * {}", fmt::join(f.fixed, " * "), moving);
+  }
+  /// Removes the positive fixed factors: their product.
+  static std::string take_positive(Factors& f) {
+    std::vector<std::string> taken, left;
+    for (std::size_t i = 0; i < f.fixed.size(); ++i)
+      (f.positive[i] ? taken : left).push_back(f.fixed[i]);
+    f.fixed = left;
+    f.positive.assign(left.size(), false);
+    return taken.empty() ? "1.0f" : fmt::format("{}", fmt::join(taken, " * "));
+  }
+  void flatten(std::int32_t id, bool negative, std::vector<Term>& out) const {
+    const Node& n = at(id);
+    if ((n.op == Op::add || n.op == Op::sub) && !fixed(id)) {
+      flatten(n.operand[0], negative, out);
+      flatten(n.operand[1], negative != (n.op == Op::sub), out);
+    } else {
+      out.push_back({factors(id), negative});
+    }
+  }
+
+  const Program& p_;
+  std::vector<bool> fixed_;
+};
+
 }  // namespace
 
 std::string print_cuda(const Program& p, bool fast) {
   std::string text;
+  const ScorePrinter scores(p);
   for (std::size_t i = 0; i < p.nodes.size(); ++i) {
     const Node& n = p.nodes[i];
-    text += fmt::format("const {} v{} = {};\n", cuda_type(n.type), i, value_of(p, n, fast));
+    text += fmt::format("const {} v{} = {};\n",
+                        cuda_type(n.type),
+                        i,
+                        fast ? scores.value(static_cast<std::int32_t>(i)) : value_of(p, n, false));
   }
   for (std::size_t i = 0; i < p.roots.size(); ++i)
     text += fmt::format("out{} = v{};\n", i, p.roots[i]);
   return text;
 }
+
+CudaScore cuda_score(const Program& p) { return ScorePrinter(p).score(); }
 
 }  // namespace undivided::expr

@@ -124,8 +124,9 @@ Program parse(std::string_view text, Type wanted, const Captures& captures);
 Program simplify(const Program& p);
 
 /// Turns literals into parameters named _c0, _c1, ... so that their values do not recompile.
-/// Divisors, moduli and shift counts stay literal, and so do booleans. Lifted parameters come after
-/// the others in Program::params, one for each use of a literal.
+/// Divisors, moduli and shift counts stay literal, and so do booleans. A lifted float is positive
+/// and finite: a negative literal is the negation of one, any other stays. Lifted parameters come
+/// after the others in Program::params, one for each use of a literal.
 Program lift(const Program& p);
 
 // --- readings ------------------------------------------------------------------------------------
@@ -211,10 +212,19 @@ struct Gradient {
 };
 Gradient differentiate(const Program& p);
 
-/// CUDA text: the body of a device function. Positions and score are the given variable names,
-/// arrays and parameters come through `env` members named after slots and parameters (a<i>, p<i>).
-/// Emits statements that end by writing `out<i>` for each root. `fast`: tanh within 3e-6 and float
-/// division within 2 ulp, for scores; masks compare what they divide, and stay exact.
+/// CUDA text: the body of a device function. Positions are the given variable names, arrays and
+/// parameters come through `env` members named after slots and parameters (a<i>, p<i>). Statements
+/// v<i> for each node, then `out<i>` for each root. `fast`, for scores: the score is raw * scale,
+/// factors that all pairs share are multiplied first, tanh is within 3e-6 (2^-10.9 for bfloat16)
+/// and division within 2 ulp; masks compare what they compute, and stay exact.
 std::string print_cuda(const Program& p, bool fast = false);
+
+/// After the statements of print_cuda: root 0 is `unit` * `value`. The unit is positive, the same
+/// for all pairs and made of constants, lifted parameters and `scale`, which must be positive. An
+/// exponent takes it with the multiplication that it needs anyway.
+struct CudaScore {
+  std::string value, unit;
+};
+CudaScore cuda_score(const Program& p);
 
 }  // namespace undivided::expr

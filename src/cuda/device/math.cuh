@@ -18,6 +18,13 @@ __device__ inline float exp2_fast(float x) {
   return r;
 }
 
+/// PTX: rcp.approx.ftz.f32 (within 1 ulp)
+__device__ inline float inverse(float x) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+
 struct BFloat16;
 
 /// For scores of inputs of type T. Relative error below 3e-6: small x by a series, else from

@@ -76,6 +76,9 @@ __device__ void backward_kv(const Params& p) {
                                         j0,
                                         j1,
                                         j0 + n <= s.k_len && i0 + m <= s.q_len);
+        const Scale scale(p);
+        const float unit = Score::unit(p, scale.value);
+        scale.apply(p, acc);
 #pragma unroll
         for (int c = 0; c < m / 8; ++c)
 #pragma unroll
@@ -89,9 +92,10 @@ __device__ void backward_kv(const Params& p) {
               const int j = mine + 8 * half, kp = s.k_origin + j, at = 2 * half + e;
               const bool live =
                   !look || (inside && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, h, i, j));
-              const float raw = acc[c][at] * p.scale;
+              const float raw = acc[c][at];
               const float far = distance_of(s, i, j);
-              const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
+              const float score =
+                  unit * Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
               const float weight = live ? exp2_fast((score - lse) * log2_e) : 0.0f;
               float dropped = weight, grad = dp[c][at];
               if constexpr (C::dropout) {
@@ -101,7 +105,9 @@ __device__ void backward_kv(const Params& p) {
               }
               grad = live ? weight * (grad - delta) : 0.0f;
               if constexpr (!Score::identity)
-                if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
+                if (live)
+                  grad *=
+                      Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
               acc[c][at] = dropped;
               dp[c][at] = grad;
             }

@@ -106,6 +106,9 @@ __device__ void backward_q(const Params& p) {
 
       const bool look = needs_look<C>(
           p, s, bit_tile, i0, i1, j0, j0 + n - 1, j0 + n <= s.k_len && row0 + m <= s.q_len);
+      const Scale scale(p);
+      const float unit = Score::unit(p, scale.value);
+      scale.apply(p, acc);
 #pragma unroll
       for (int i = 0; i < n / 8; ++i)
 #pragma unroll
@@ -120,18 +123,31 @@ __device__ void backward_q(const Params& p) {
             const int kp = s.k_origin + j + e, at = 2 * half + e;
             const bool live = !look || (r.live && j + e < s.k_len &&
                                         kept<C, Mask>(p, s, bit_tile, b, h, r.token, j + e));
-            const float raw = acc[i][at] * p.scale;
+            const float raw = acc[i][at];
             const float far = distance_of(s, r.token, j + e);
-            const float score = Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
+            const float score =
+                unit * Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
             const float weight = live ? exp2_fast((score - lse[half]) * log2_e) : 0.0f;
             float grad = dp[i][at];
             if constexpr (C::dropout) grad = keep[e] ? grad * p.keep_scale : 0.0f;
             grad = live ? weight * (grad - delta[half]) : 0.0f;
             if constexpr (C::capture != Capture::none)
-              Score::template capture<C::capture>(
-                  p, b, h, qp, kp, s.q_len, s.k_len, far, raw, grad, live && chunk == 0, captured);
+              Score::template capture<C::capture>(p,
+                                                  b,
+                                                  h,
+                                                  qp,
+                                                  kp,
+                                                  s.q_len,
+                                                  s.k_len,
+                                                  far,
+                                                  raw,
+                                                  scale.value,
+                                                  grad,
+                                                  live && chunk == 0,
+                                                  captured);
             if constexpr (!Score::identity)
-              if (live) grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw);
+              if (live)
+                grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
             acc[i][at] = grad;
           }
         }

@@ -398,24 +398,10 @@ struct Pairs90 {
   /// S^T to P^T and P^T * ds/dscore.
   __device__ __forceinline__ void weights_and_slopes(float (&acc)[m / 8][4],
                                                      float (&slope)[m / 8][4]) {
-    const float from[2] = {distance(0), distance(1)};
-#pragma unroll
-    for (int c = 0; c < m / 8; ++c) {
-      const float2 top = of_rows(lse, c);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
-        const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
-        const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1));
-        const bool live = i < t.s.q_len && (!looked || kept(c, e));
-        const float raw = acc[c][e] * p.scale;
-        const float score = Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
-        const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
-        const float by = Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
-        acc[c][e] = weight;
-        slope[c][e] = live ? weight * by : 0.0f;
-      }
-    }
+    each_pair(acc, [&](int c, int e, float weight, float by, int, int, float, float) {
+      slope[c][e] = weight * by;
+    });
+    forget(acc, slope);
   }
 
   /// Both at once, for a score program: its derivative is taken at what P was made of. With the
@@ -423,30 +409,28 @@ struct Pairs90 {
   __device__ __forceinline__ void both(float (&acc)[m / 8][4],
                                        float (&dp)[m / 8][4],
                                        typename Score::Captures& captured) {
-    const float from[2] = {distance(0), distance(1)};
-#pragma unroll
-    for (int c = 0; c < m / 8; ++c) {
-      const float2 top = of_rows(lse, c), d = of_rows(lse + L::delta - L::lse, c);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
-        const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
-        const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1));
-        const bool live = i < t.s.q_len && (!looked || kept(c, e));
-        const float raw = acc[c][e] * p.scale;
-        const float score = Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
-        const float weight = live ? exp2_fast(fmaf(score, log2_e, e & 1 ? -top.y : -top.x)) : 0.0f;
-        float grad = dp[c][e];
-        if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
-        grad = weight * (grad - (e & 1 ? d.y : d.x));
-        if constexpr (C::capture != Capture::none)
-          Score::template capture<C::capture>(
-              p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, grad, live, captured);
-        grad *= Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw);
-        acc[c][e] = weight;
-        dp[c][e] = live ? grad : 0.0f;
-      }
-    }
+    each_pair(acc, [&](int c, int e, float weight, float by, int qp, int kp, float far, float raw) {
+      const float2 d = of_rows(lse + L::delta - L::lse, c);
+      float grad = dp[c][e];
+      if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
+      grad = weight * (grad - (e & 1 ? d.y : d.x));
+      if constexpr (C::capture != Capture::none)
+        Score::template capture<C::capture>(p,
+                                            t.b,
+                                            h,
+                                            qp,
+                                            kp,
+                                            t.s.q_len,
+                                            t.s.k_len,
+                                            far,
+                                            raw,
+                                            Scale(p).value,
+                                            grad,
+                                            !looked || kept(c, e),
+                                            captured);
+      dp[c][e] = grad * by;
+    });
+    forget(acc, dp);
   }
 
   /// P^T without what dropout drops, as left operands.
@@ -462,6 +446,43 @@ struct Pairs90 {
     } else {
       to_fragments<typename C::Element, m>(left, acc);
     }
+  }
+
+ private:
+  /// Replaces scores of a program by weights; f(c, e, weight, derivative of the score).
+  template <class F>
+  __device__ __forceinline__ void each_pair(float (&acc)[m / 8][4], F&& f) const {
+    const float from[2] = {distance(0), distance(1)};
+    const Scale scale(p);
+    const float unit = Score::unit(p, scale.value) * log2_e;
+    scale.apply(p, acc);
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c) {
+      const float2 top = of_rows(lse, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = i0 + c * 8 + column() + (e & 1), j = keys.mine + 8 * (e >> 1);
+        const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
+        const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1)), raw = acc[c][e];
+        const float score =
+            Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value);
+        acc[c][e] = exp2_fast(fmaf(score, unit, e & 1 ? -top.y : -top.x));
+        const float by =
+            Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value);
+        f(c, e, acc[c][e], by, qp, kp, far, raw);
+      }
+    }
+  }
+
+  /// Zeros the pairs that are masked, whatever Q, K and V hold there.
+  __device__ __forceinline__ void forget(float (&weight)[m / 8][4],
+                                         float (&other)[m / 8][4]) const {
+    if (!looked) return;
+#pragma unroll
+    for (int c = 0; c < m / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (!kept(c, e)) weight[c][e] = other[c][e] = 0.0f;
   }
 };
 

@@ -51,7 +51,9 @@ __device__ void score_tile(const Params& p,
                            int j0,
                            int bit_tile,
                            bool look) {
-  const float scale = Score::identity ? p.scale * log2_e : p.scale;
+  const Scale scale(p);
+  scale.apply(p, acc);
+  const float unit = Score::unit(p, scale.value) * log2_e;
   const int first = j0 + (threadIdx.x & 3) * 2;
 #pragma unroll
   for (int i = 0; i < n; ++i)
@@ -59,18 +61,16 @@ __device__ void score_tile(const Params& p,
     for (int e = 0; e < 4; ++e) {
       const QueryRow& r = rows[e >> 1];
       const int j = first + i * 8 + (e & 1);
-      float x = acc[i][e] * scale;
-      if constexpr (!Score::identity)
-        x = Score::apply(p,
-                         b,
-                         r.head,
-                         s.q_origin + r.token,
-                         s.k_origin + j,
-                         s.q_len,
-                         s.k_len,
-                         distance_of(s, r.token, j),
-                         x) *
-            log2_e;
+      float x = unit * Score::apply(p,
+                                    b,
+                                    r.head,
+                                    s.q_origin + r.token,
+                                    s.k_origin + j,
+                                    s.q_len,
+                                    s.k_len,
+                                    distance_of(s, r.token, j),
+                                    acc[i][e],
+                                    scale.value);
       if (look && !(r.live && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, r.head, r.token, j)))
         x = -infinity();
       acc[i][e] = x;

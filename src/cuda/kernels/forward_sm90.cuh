@@ -103,8 +103,7 @@ struct Consumer90 {
     const Task90 task = Task90::read(slot);
     const Rows90 r = rows_of(task);
     const Sequence& s = task.s;
-    const bool scaled = Score::identity && p.scale > 0.0f;
-    const float unit = scaled ? p.scale * log2_e : log2_e;
+    const float unit = Score::unit(p, Scale(p).value) * log2_e;
     const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
 
     float out[width / 8][4];
@@ -136,7 +135,7 @@ struct Consumer90 {
         }
       };
       const auto weigh = [&] {
-        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, scaled);
+        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes);
         const bool moved = soft.template step<(C::slack > 0), n / 8>(acc, unit, slack);
         if constexpr (C::dropout) drop(s, r, acc, j0);
         return moved;

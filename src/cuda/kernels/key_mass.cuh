@@ -44,6 +44,9 @@ __device__ void key_mass(const Params& p) {
       wait_copies();
       __syncthreads();
       multiply_transposed<T, C::dqk, m>(acc, k_at + tile_bytes<16, C::dqk> * warp, q_at);
+      const Scale scale(p);
+      const float unit = Score::unit(p, scale.value);
+      scale.apply(p, acc);
 #pragma unroll
       for (int c = 0; c < m / 8; ++c)
 #pragma unroll
@@ -54,15 +57,16 @@ __device__ void key_mass(const Params& p) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int j = mine + 8 * half;
-            const float score = Score::apply(p,
-                                             b,
-                                             h,
-                                             s.q_origin + i,
-                                             s.k_origin + j,
-                                             s.q_len,
-                                             s.k_len,
-                                             distance_of(s, i, j),
-                                             acc[c][2 * half + e] * p.scale);
+            const float score = unit * Score::apply(p,
+                                                    b,
+                                                    h,
+                                                    s.q_origin + i,
+                                                    s.k_origin + j,
+                                                    s.q_len,
+                                                    s.k_len,
+                                                    distance_of(s, i, j),
+                                                    acc[c][2 * half + e],
+                                                    scale.value);
             if (inside && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, h, i, j))
               sum[half] += exp2_fast((score - lse) * log2_e);
           }

@@ -40,16 +40,17 @@ struct Rows90 {
   }
 };
 
-/// Score modifications, and -inf where masked. `scaled`: leave the scale to the exponent.
+/// Scores in units of Score::unit, and -inf where masked.
 template <class C, class Mask, class Score, int n>
 __device__ __forceinline__ void score_tile90(const Params& p,
                                              const Sequence& s,
                                              const Rows90& r,
                                              float (&acc)[n][4],
                                              int j0,
-                                             const int* classes,
-                                             bool scaled) {
+                                             const int* classes) {
   const int t = (threadIdx.x & 3) * 2;
+  const Scale scale(p);
+  scale.apply(p, acc);
   if constexpr (!Score::identity) {
     // Converted once a row; further keys are whole numbers away.
     const float from[2] = {distance_of(s, r.tokens[0], j0 + t),
@@ -66,12 +67,8 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                  s.q_len,
                                  s.k_len,
                                  from[e >> 1] + static_cast<float>(i * 8 + (e & 1)),
-                                 acc[i][e] * p.scale);
-  } else if (!scaled) {
-#pragma unroll
-    for (int i = 0; i < n; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc[i][e] *= p.scale;
+                                 acc[i][e],
+                                 scale.value);
   }
 
   if constexpr (C::mask == MaskKind::plan) {
@@ -189,8 +186,10 @@ struct Softmax90 {
       } else {
         top[half] = peak[half];
       }
-      base[half] = top[half] == -infinity() ? 0.0f : top[half] * unit;
-      rescale[half] = exp2_fast(fmaf(old, unit, -base[half]));
+      const float reference = top[half] == -infinity() ? 0.0f : top[half];
+      base[half] = reference * unit;
+      // Exactly 1 where the reference stays: else sums drift from tile to tile.
+      rescale[half] = exp2_fast((old - reference) * unit);
     }
 #pragma unroll
     for (int i = 0; i < n; ++i)
