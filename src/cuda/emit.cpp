@@ -45,22 +45,29 @@ std::string environment_struct(const char* name, const expr::Program& program) {
       starts);
 }
 
-// One function: the program's statements between the declaration of its roots and `last`.
+std::string indented(const std::string& statements, int by) {
+  std::string text;
+  for (std::size_t at = 0; at < statements.size();) {
+    const std::size_t end = std::min(statements.find('\n', at), statements.size());
+    text += std::string(static_cast<std::size_t>(by), ' ') + statements.substr(at, end - at) + "\n";
+    at = end + 1;
+  }
+  return text;
+}
+
+// One function: the program's statements between the declaration of its roots and `last`. `kept`:
+// see print_cuda.
 std::string function(const std::string& head,
                      const char* environment,
                      const char* contents,
                      const expr::Program& program,
-                     const std::string& last) {
+                     const std::string& last,
+                     const char* kept = nullptr) {
   std::string text = fmt::format("  {} {{\n    const {} env(p.{});\n", head, environment, contents);
   for (std::size_t i = 0; i < program.roots.size(); ++i)
     text += fmt::format("    {} out{};\n", cuda_type(program.root(i).type), i);
-  const std::string statements = expr::print_cuda(program, contents == std::string_view("score"));
-  for (std::size_t at = 0; at < statements.size();) {
-    const std::size_t end = std::min(statements.find('\n', at), statements.size());
-    text += "    " + statements.substr(at, end - at) + "\n";
-    at = end + 1;
-  }
-  return text + "    " + last + "\n  }\n";
+  const bool score = contents == std::string_view("score");
+  return text + indented(expr::print_cuda(program, score, kept), 4) + "    " + last + "\n  }\n";
 }
 
 std::string mask_text(const expr::Program& program) {
@@ -105,11 +112,14 @@ std::string capture_text(const expr::Gradient& gradient) {
 }
 
 std::string score_text(const expr::Program& program, bool backward, bool captured) {
-  const std::string with_score =
-      std::string(positions_of_pair) + ", float distance, float raw, float scale";
+  const std::string with_score = std::string(positions_of_pair) +
+                                 ", float distance, float raw, float scale, const Fixed& fixed";
   const expr::CudaScore score = expr::cuda_score(program);
-  std::string text = environment_struct("ScoreArrays", program);
   const expr::Gradient gradient = backward ? expr::differentiate(program) : expr::Gradient{};
+  expr::Program only = gradient.program;
+  only.roots.resize(backward ? 1 : 0);
+  const expr::CudaKept kept = expr::cuda_kept(program, "a"), slope = expr::cuda_kept(only, "d");
+  std::string text = environment_struct("ScoreArrays", program);
   std::string reads;
   for (const expr::Gradient::Term& term : gradient.terms)
     if (captured && !term.is_param)
@@ -120,23 +130,31 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
       "  static constexpr int params = {};\n  using Captures = Captured<params{}>;\n",
       std::max<std::size_t>(1, program.params.size()),
       reads);
+  text += fmt::format(
+      "  struct Fixed {{\n{}    Fixed() = default;\n    __device__ Fixed(const Params& p, int "
+      "batch, int head, int q_len, int k_len) {{\n"
+      "      const ScoreArrays env(p.score);\n",
+      indented(kept.members + slope.members, 4));
+  for (const expr::CudaKept* k : {&kept, &slope})
+    text += "      {\n" + indented(k->statements, 8) + "      }\n";
+  text += "    }\n  };\n";
   text += function(fmt::format("static __device__ float apply({})", with_score),
                    "ScoreArrays",
                    "score",
                    program,
-                   fmt::format("return {};", score.value));
+                   fmt::format("return {};", score.value),
+                   "fixed.a");
   text += fmt::format(
       "  static __device__ float unit(const Params& p, float scale) {{\n"
       "    const ScoreArrays env(p.score);\n    return {};\n  }}\n",
       score.unit);
   if (backward) {
-    expr::Program only = gradient.program;
-    only.roots.resize(1);
     text += function(fmt::format("static __device__ float derivative({})", with_score),
                      "ScoreArrays",
                      "score",
                      only,
-                     "return out0;");
+                     "return out0;",
+                     "fixed.d");
     if (captured) text += capture_text(gradient);
   }
   return text + "};\n";

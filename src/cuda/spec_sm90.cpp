@@ -137,7 +137,8 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   constexpr const char* capture_names[] = {"none", "atomic", "largest", "sums"};
   text += fmt::format("  static constexpr Capture capture = Capture::{};\n",
                       capture_names[static_cast<int>(s.capture)]);
-  text += fmt::format("  static constexpr bool pingpong = {};\n}};\n\n", t.pingpong);
+  text +=
+      fmt::format("  static constexpr bool bold = {}, pingpong = {};\n}};\n\n", t.bold, t.pingpong);
   const auto widths = gather     ? std::set<int>{}
                       : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}
                                  : std::set<int>{t.keys, s.dv};

@@ -13,6 +13,7 @@ struct Sm90Tile {
   int stages = 2;  // of K and of V; backward: of Q and of dO
   int q_stages = 1;
   int slack = 0;          // log2 by which a row's maximum may grow before O is rescaled; 0: none
+  bool bold = true;       // do references of rows stay without a look at maxima?
   bool pingpong = false;  // do two warpgroups take turns with the tensor cores?
   int producer_registers = 40, consumer_registers = 232;
 

@@ -114,6 +114,25 @@ class ScorePrinter {
         fixed = fixed && (o < 0 || fixed_[static_cast<std::size_t>(o)]);
       fixed_[i] = fixed;
     }
+    // Values made of loads that are the same for all pairs, where other values read them.
+    std::vector<bool> loads(p.nodes.size()), read(p.nodes.size());
+    for (std::size_t i = 0; i < p.nodes.size(); ++i) {
+      const Node& n = p.nodes[i];
+      loads[i] = n.op == Op::load;
+      for (const std::int32_t o : n.operand) {
+        if (o < 0) continue;
+        loads[i] = loads[i] || loads[static_cast<std::size_t>(o)];
+        if (!fixed_[i]) read[static_cast<std::size_t>(o)] = true;
+      }
+    }
+    for (const std::int32_t r : p.roots) read[static_cast<std::size_t>(r)] = true;
+    for (std::size_t i = 0; i < p.nodes.size() && kept_.size() < most_kept; ++i)
+      if (fixed_[i] && loads[i] && read[i]) kept_.push_back(static_cast<std::int32_t>(i));
+  }
+
+  const std::vector<std::int32_t>& kept() const { return kept_; }
+  bool is_kept(std::int32_t id) const {
+    return std::find(kept_.begin(), kept_.end(), id) != kept_.end();
   }
 
   std::string value(std::int32_t id) const {
@@ -155,7 +174,10 @@ class ScorePrinter {
     return out;
   }
 
+  bool fixed(std::int32_t id) const { return fixed_[static_cast<std::size_t>(id)]; }
+
  private:
+  static constexpr std::size_t most_kept = 4;  // each takes a register
   struct Factors {
     std::vector<std::string> fixed, moving;
     std::vector<bool> positive;  // of the fixed ones: is it known?
@@ -170,7 +192,6 @@ class ScorePrinter {
   };
 
   const Node& at(std::int32_t id) const { return p_.nodes[static_cast<std::size_t>(id)]; }
-  bool fixed(std::int32_t id) const { return fixed_[static_cast<std::size_t>(id)]; }
   bool positive(std::int32_t id) const {
     const Node& n = at(id);
     return (n.op == Op::constant && n.real > 0) ||
@@ -232,19 +253,23 @@ class ScorePrinter {
 
   const Program& p_;
   std::vector<bool> fixed_;
+  std::vector<std::int32_t> kept_;
 };
 
 }  // namespace
 
-std::string print_cuda(const Program& p, bool fast) {
+std::string print_cuda(const Program& p, bool score, const char* kept) {
   std::string text;
   const ScorePrinter scores(p);
   for (std::size_t i = 0; i < p.nodes.size(); ++i) {
+    const auto id = static_cast<std::int32_t>(i);
     const Node& n = p.nodes[i];
     text += fmt::format("const {} v{} = {};\n",
                         cuda_type(n.type),
                         i,
-                        fast ? scores.value(static_cast<std::int32_t>(i)) : value_of(p, n, false));
+                        !score                       ? value_of(p, n, false)
+                        : kept && scores.is_kept(id) ? fmt::format("{}{}", kept, i)
+                                                     : scores.value(id));
   }
   for (std::size_t i = 0; i < p.roots.size(); ++i)
     text += fmt::format("out{} = v{};\n", i, p.roots[i]);
@@ -252,5 +277,21 @@ std::string print_cuda(const Program& p, bool fast) {
 }
 
 CudaScore cuda_score(const Program& p) { return ScorePrinter(p).score(); }
+
+CudaKept cuda_kept(const Program& p, const char* kept) {
+  CudaKept out;
+  const ScorePrinter scores(p);
+  if (scores.kept().empty()) return out;
+  for (std::int32_t i = 0; i <= scores.kept().back(); ++i)
+    if (const Node& n = p.nodes[static_cast<std::size_t>(i)]; scores.fixed(i))
+      out.statements +=
+          fmt::format("const {} v{} = {};\n", cuda_type(n.type), i, value_of(p, n, true));
+  for (const std::int32_t i : scores.kept()) {
+    const char* type = cuda_type(p.nodes[static_cast<std::size_t>(i)].type);
+    out.members += fmt::format("{} {}{};\n", type, kept, i);
+    out.statements += fmt::format("{}{} = v{};\n", kept, i, i);
+  }
+  return out;
+}
 
 }  // namespace undivided::expr

@@ -214,10 +214,18 @@ Gradient differentiate(const Program& p);
 
 /// CUDA text: the body of a device function. Positions are the given variable names, arrays and
 /// parameters come through `env` members named after slots and parameters (a<i>, p<i>). Statements
-/// v<i> for each node, then `out<i>` for each root. `fast`, for scores: the score is raw * scale,
-/// factors that all pairs share are multiplied first, tanh is within 3e-6 (2^-10.9 for bfloat16)
-/// and division within 2 ulp; masks compare what they compute, and stay exact.
-std::string print_cuda(const Program& p, bool fast = false);
+/// v<i> for each node, then `out<i>` for each root. For a score: it is raw * scale, factors that
+/// all pairs share are multiplied first, tanh is within 3e-6 (2^-10.9 for bfloat16) and division
+/// within 2 ulp; with `kept`, values of cuda_kept() are read as <kept><i>. Masks compare what they
+/// compute, and stay exact.
+std::string print_cuda(const Program& p, bool score = false, const char* kept = nullptr);
+
+/// What a score loads by batch and head alone, to be looked up once for many pairs: declarations of
+/// <kept><i>, and the statements that set them.
+struct CudaKept {
+  std::string members, statements;
+};
+CudaKept cuda_kept(const Program& p, const char* kept);
 
 /// After the statements of print_cuda: root 0 is `unit` * `value`. The unit is positive, the same
 /// for all pairs and made of constants, lifted parameters and `scale`, which must be positive. An

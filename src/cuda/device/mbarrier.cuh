@@ -38,6 +38,10 @@ __device__ inline void mbarrier_wait(unsigned at, unsigned parity) {
 __device__ inline void store_shared_word(unsigned at, int x) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
 }
+/// PTX: red.shared.or.b32
+__device__ inline void or_shared_word(unsigned at, int x) {
+  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
+}
 /// PTX: ld.shared
 __device__ inline int load_shared_word(unsigned at) {
   int x;

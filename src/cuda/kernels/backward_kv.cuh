@@ -78,6 +78,7 @@ __device__ void backward_kv(const Params& p) {
                                         j0 + n <= s.k_len && i0 + m <= s.q_len);
         const Scale scale(p);
         const float unit = Score::unit(p, scale.value);
+        const typename Score::Fixed fixed(p, b, h, s.q_len, s.k_len);
         scale.apply(p, acc);
 #pragma unroll
         for (int c = 0; c < m / 8; ++c)
@@ -95,7 +96,8 @@ __device__ void backward_kv(const Params& p) {
               const float raw = acc[c][at];
               const float far = distance_of(s, i, j);
               const float score =
-                  unit * Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
+                  unit *
+                  Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value, fixed);
               const float weight = live ? exp2_fast((score - lse) * log2_e) : 0.0f;
               float dropped = weight, grad = dp[c][at];
               if constexpr (C::dropout) {
@@ -106,8 +108,8 @@ __device__ void backward_kv(const Params& p) {
               grad = live ? weight * (grad - delta) : 0.0f;
               if constexpr (!Score::identity)
                 if (live)
-                  grad *=
-                      Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
+                  grad *= Score::derivative(
+                      p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value, fixed);
               acc[c][at] = dropped;
               dp[c][at] = grad;
             }

@@ -108,6 +108,7 @@ __device__ void backward_q(const Params& p) {
           p, s, bit_tile, i0, i1, j0, j0 + n - 1, j0 + n <= s.k_len && row0 + m <= s.q_len);
       const Scale scale(p);
       const float unit = Score::unit(p, scale.value);
+      const typename Score::Fixed fixed(p, b, h, s.q_len, s.k_len);
       scale.apply(p, acc);
 #pragma unroll
       for (int i = 0; i < n / 8; ++i)
@@ -126,7 +127,8 @@ __device__ void backward_q(const Params& p) {
             const float raw = acc[i][at];
             const float far = distance_of(s, r.token, j + e);
             const float score =
-                unit * Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
+                unit *
+                Score::apply(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value, fixed);
             const float weight = live ? exp2_fast((score - lse[half]) * log2_e) : 0.0f;
             float grad = dp[i][at];
             if constexpr (C::dropout) grad = keep[e] ? grad * p.keep_scale : 0.0f;
@@ -147,7 +149,8 @@ __device__ void backward_q(const Params& p) {
                                                   captured);
             if constexpr (!Score::identity)
               if (live)
-                grad *= Score::derivative(p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value);
+                grad *= Score::derivative(
+                    p, b, h, qp, kp, s.q_len, s.k_len, far, raw, scale.value, fixed);
             acc[i][at] = grad;
           }
         }

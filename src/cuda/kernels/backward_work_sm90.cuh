@@ -262,6 +262,7 @@ struct Pairs90 {
   int h, i0;     // known when read_task() was called
   KeyTask90 t;
   Keys90<C> keys;
+  typename Score::Fixed fixed;
   int classes[blocks ? blocks : 1];
   unsigned dropped[m / 64];  // a bit an element
   unsigned inside[m / 64];   // the same: what the program keeps of a block without bits
@@ -274,6 +275,7 @@ struct Pairs90 {
     lse = base + L::lse + at * m * 4;
     looked = load_shared_word(info + L::info_look) >> group & 1;
     if constexpr (eager) read_task();
+    if constexpr (!Score::identity) fixed = typename Score::Fixed(p, t.b, h, t.s.q_len, t.s.k_len);
 #pragma unroll
     for (int i = 0; i < blocks; ++i) {
       classes[i] = load_shared_word(info + L::info_classes + 4 * (L::row_slabs * group + i));
@@ -465,10 +467,10 @@ struct Pairs90 {
         const int qp = t.s.q_origin + i, kp = t.s.k_origin + j;
         const float far = from[e >> 1] - static_cast<float>(c * 8 + (e & 1)), raw = acc[c][e];
         const float score =
-            Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value);
+            Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value, fixed);
         acc[c][e] = exp2_fast(fmaf(score, unit, e & 1 ? -top.y : -top.x));
-        const float by =
-            Score::derivative(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value);
+        const float by = Score::derivative(
+            p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value, fixed);
         f(c, e, acc[c][e], by, qp, kp, far, raw);
       }
     }

@@ -54,6 +54,8 @@ __device__ void score_tile(const Params& p,
   const Scale scale(p);
   scale.apply(p, acc);
   const float unit = Score::unit(p, scale.value) * log2_e;
+  const typename Score::Fixed fixed[2] = {{p, b, rows[0].head, s.q_len, s.k_len},
+                                          {p, b, rows[1].head, s.q_len, s.k_len}};
   const int first = j0 + (threadIdx.x & 3) * 2;
 #pragma unroll
   for (int i = 0; i < n; ++i)
@@ -70,7 +72,8 @@ __device__ void score_tile(const Params& p,
                                     s.k_len,
                                     distance_of(s, r.token, j),
                                     acc[i][e],
-                                    scale.value);
+                                    scale.value,
+                                    fixed[e >> 1]);
       if (look && !(r.live && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, r.head, r.token, j)))
         x = -infinity();
       acc[i][e] = x;

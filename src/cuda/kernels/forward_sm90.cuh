@@ -104,12 +104,18 @@ struct Consumer90 {
     const Rows90 r = rows_of(task);
     const Sequence& s = task.s;
     const float unit = Score::unit(p, Scale(p).value) * log2_e;
-    const float slack = C::slack > 0 ? C::slack / unit : 0.0f;
+
+    const typename Score::Fixed fixed[2] = {
+        {p, r.work.b, r.heads[0], s.q_len, s.k_len},
+        {p, r.work.b, C::packed ? r.heads[1] : r.heads[0], s.q_len, s.k_len}};
 
     float out[width / 8][4];
     Softmax90 soft;
     clear(out);
     soft.start();
+    // Maxima are looked for until every row has a reference, or in all tiles.
+    const bool careful = !C::bold || task.again || p.max_logit;
+    bool bold = false;
     const bool any = task.first < task.end;
     if (any) mbarrier_wait(base + L::q_full + 8 * q.at(), q.parity());
     // Taking turns needs equal counts; else a warpgroup ends at its own last tile.
@@ -120,7 +126,7 @@ struct Consumer90 {
       unsigned weights[n / 16][4];
       int classes[L::blocks ? L::blocks : 1];
       int j0;
-      bool more;
+      bool more, moved, shifts;
       const auto look_up = [&] {
         if constexpr (KeyTiles<C>::planned) {
           const unsigned info = base + L::info + L::info_bytes * k.at();
@@ -135,10 +141,16 @@ struct Consumer90 {
         }
       };
       const auto weigh = [&] {
-        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes);
-        const bool moved = soft.template step<(C::slack > 0), n / 8>(acc, unit, slack);
+        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, fixed);
+        if (C::bold && bold) {
+          shifts = soft.bold_step(acc, unit);
+          moved = shifts;
+        } else {
+          shifts = false;
+          moved = soft.template step<(C::slack > 0)>(acc, unit, C::slack);
+          bold = !careful && soft.ready();
+        }
         if constexpr (C::dropout) drop(s, r, acc, j0);
-        return moved;
       };
       const auto k_done = [&] {
         free(L::k_empty + 8 * k.at());
@@ -179,12 +191,15 @@ struct Consumer90 {
         wgmma_wait<1>();
         pin(acc);
         k_done();
-        const bool moved = weigh();
+        weigh();
         wgmma_wait<0>();
         pin(out);
         v_done();
+        if (moved) {
+          if (shifts) soft.shift(acc);
+          rescale_rows(out, soft.rescale);
+        }
         to_fragments<T, n>(weights, acc);
-        if (moved) rescale_rows(out, soft.rescale);
       }
       mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
       pin(out);
@@ -208,7 +223,7 @@ struct Consumer90 {
       }
     }
     // Read again: kept through the loop it would cost registers.
-    finish(Task90::read(slot), out, soft, unit);
+    finish(slot, out, soft);
   }
 
   /// A buffer of Q that O has left is free. PTX of its wait: cp.async.bulk.wait_group.read
@@ -222,41 +237,57 @@ struct Consumer90 {
     }
   }
 
-  __device__ __forceinline__ void finish(const Task90& task,
+  /// Must the rows of this warp be left alone? They are to be done again, or were right before.
+  /// The vote tells the compiler that all lanes agree: else it gives up uniform registers.
+  __device__ __forceinline__ bool leaves(unsigned slot, int again, bool lost) {
+    if constexpr (!C::bold) return false;
+    const int warp = 1 << threadIdx.x / 32;
+    if (!again && lost && (threadIdx.x & 31) == 0) or_shared_word(slot + Task90::verdict, warp);
+    return __any_sync(0xffffffffu, again ? !(again & warp) : lost);
+  }
+
+  __device__ __forceinline__ void finish(unsigned slot,
                                          float (&out)[width / 8][4],
-                                         const Softmax90& soft,
-                                         float unit) {
+                                         const Softmax90& soft) {
+    const Task90 task = Task90::read(slot);
     const Rows90 r = rows_of(task);
     const bool any = task.first < task.end;
     float scale[2];
-    finish_rows90<C>(p, task.s, r, out, soft, unit, scale);
-    if constexpr (staged) {
+    settle();
+    if (!leaves(slot, task.again, soft.lost)) {
+      finish_rows90<C>(p, task.s, r, out, soft, scale);
       const int warp = (threadIdx.x & 127) / 32 * 16, first = r.first + warp;
-      const unsigned buffer = base + L::q_bytes * q.at();
-      settle();
-      const bool clipped = C::rows == RowKind::dense || first + 16 <= task.s.q_len;
-      if (any && clipped) {
-        stage_rows90<T>(buffer, L::q_slab, group * 64 + warp, out, scale);
-        if ((threadIdx.x & 31) == 0) {
-          const int row = static_cast<int>(task.s.q_first) + first;
-#pragma unroll
-          for (int i = 0; i < L::v_slabs; ++i)
-            tma_store(maps.o,
-                      buffer + i * L::q_slab + (group * 64 + warp) * 128,
-                      i * 64,
-                      row,
-                      task.work.head,
-                      C::rows == RowKind::ragged ? 0 : task.work.b);
-          bulk_commit();
-        }
-      } else {
+      if (staged && any && (C::rows == RowKind::dense || first + 16 <= task.s.q_len))
+        stage(task, out, scale, warp, first);
+      else
         store_rows90<C>(p, task.s, r, out, scale);
-      }
-      if (any) owed = base + L::q_empty + 8 * q.at();
-    } else {
-      store_rows90<C>(p, task.s, r, out, scale);
     }
+    if (staged && any) owed = base + L::q_empty + 8 * q.at();
     if (any) q.next();
+  }
+
+  /// O to the buffer of Q, and from there.
+  __device__ __forceinline__ void stage(const Task90& task,
+                                        const float (&out)[width / 8][4],
+                                        const float (&scale)[2],
+                                        int warp,
+                                        int first) {
+    if constexpr (staged) {
+      const unsigned buffer = base + L::q_bytes * q.at();
+      stage_rows90<T>(buffer, L::q_slab, group * 64 + warp, out, scale);
+      if ((threadIdx.x & 31) == 0) {
+        const int row = static_cast<int>(task.s.q_first) + first;
+#pragma unroll
+        for (int i = 0; i < L::v_slabs; ++i)
+          tma_store(maps.o,
+                    buffer + i * L::q_slab + (group * 64 + warp) * 128,
+                    i * 64,
+                    row,
+                    task.work.head,
+                    C::rows == RowKind::ragged ? 0 : task.work.b);
+        bulk_commit();
+      }
+    }
   }
 
   /// Zeros the weights that dropout drops; the rest are scaled at the end.
@@ -302,6 +333,7 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
       mbarrier_init(base + L::v_empty + 8 * i, warps);
     }
     for (int i = 0; i < 2; ++i) {
+      store_shared_word(base + L::work + Task90::bytes * i + Task90::verdict, 0);
       mbarrier_init(base + L::work_full + 8 * i, 1);
       mbarrier_init(base + L::work_empty + 8 * i, warps);
     }
@@ -320,26 +352,37 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
       tma_prefetch(maps.v);
     }
     Ring<2> ring;
+    int held[2] = {}, quiet = 0;  // tiles that the slots held; slots in a row with nothing to do
     for (int at = blockIdx.x;;) {
       mbarrier_wait(base + L::work_empty + 8 * ring.at(), ring.parity() ^ 1);
       const unsigned slot = base + L::work + Task90::bytes * ring.at();
       const unsigned full = base + L::work_full + 8 * ring.at();
+      // Warps that lost rows of the tile that was here: all do it again with care.
+      const int again =
+          C::bold ? __shfl_sync(0xffffffffu, load_shared_word(slot + Task90::verdict), 0) : 0;
+      const int now = again ? (ring.at() ? held[1] : held[0]) : at;
+      (ring.at() ? held[1] : held[0]) = now;
       ring.next();
-      if (at >= schedule.tiles) {
+      if (now >= schedule.tiles) {
+        const bool over = !C::bold || ++quiet == 2;  // the other slot may still come back
         if (producer.lead) {
-          store_shared_word(slot, -1);
+          store_shared_word(slot, over ? Task90::over : Task90::nothing);
           mbarrier_arrive(full);
         }
-        break;
+        if (over) break;
+        continue;
       }
-      const Work work = work_at<C>(p, schedule, at);
+      quiet = 0;
+      const Work work = work_at<C>(p, schedule, now);
       const Sequence s = sequence<C>(p, work.b);
       KeyTiles<C> tiles(p, s, work);
       int next = 0;
       if (producer.lead) {
-        Task90::of<C>(p, s, work, tiles).write(slot);
+        Task90::of<C>(p, s, work, tiles, again).write(slot);
         mbarrier_arrive(full);
-        next = schedule.counter ? atomicAdd(schedule.counter, 1) + gridDim.x : schedule.tiles;
+        next = again              ? at
+               : schedule.counter ? atomicAdd(schedule.counter, 1) + gridDim.x
+                                  : schedule.tiles;
       }
       if (tiles.valid()) producer.tile(work, s, tiles);
       at = __shfl_sync(0xffffffffu, next, 0);
@@ -353,8 +396,9 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     for (Ring<2> ring;; ring.next()) {
       mbarrier_wait(base + L::work_full + 8 * ring.at(), ring.parity());
       const unsigned slot = base + L::work + Task90::bytes * ring.at();
-      if (load_shared_word(slot) < 0) break;
-      consumer.tile(slot);
+      const int first = load_shared_word(slot);
+      if (first == Task90::over) break;
+      if (first != Task90::nothing) consumer.tile(slot);
       __syncwarp();
       consumer.free(L::work_empty + 8 * ring.at());
     }

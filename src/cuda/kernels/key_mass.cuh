@@ -46,6 +46,7 @@ __device__ void key_mass(const Params& p) {
       multiply_transposed<T, C::dqk, m>(acc, k_at + tile_bytes<16, C::dqk> * warp, q_at);
       const Scale scale(p);
       const float unit = Score::unit(p, scale.value);
+      const typename Score::Fixed fixed(p, b, h, s.q_len, s.k_len);
       scale.apply(p, acc);
 #pragma unroll
       for (int c = 0; c < m / 8; ++c)
@@ -66,7 +67,8 @@ __device__ void key_mass(const Params& p) {
                                                     s.k_len,
                                                     distance_of(s, i, j),
                                                     acc[c][2 * half + e],
-                                                    scale.value);
+                                                    scale.value,
+                                                    fixed);
             if (inside && j < s.k_len && kept<C, Mask>(p, s, bit_tile, b, h, i, j))
               sum[half] += exp2_fast((score - lse) * log2_e);
           }

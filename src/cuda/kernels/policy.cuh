@@ -13,10 +13,12 @@
 //     static constexpr int params = 2;  // of the program
 //     using Captures = Captured<2, Read<0, 1>>;  // each read of an array that has a gradient:
 //                                                // its slot and how many indices
+//     struct Fixed;  // what one batch and head share: Fixed(p, batch, head, q_len, k_len)
 //     // The score is unit * apply; the unit is positive and the same for all pairs.
 //     static __device__ float unit(p, scale);
-//     static __device__ float apply(p, batch, head, q, k, q_len, k_len, distance, raw, scale);
-//     static __device__ float derivative(p, ..., raw, scale);  // d score / d (raw * scale)
+//     static __device__ float apply(p, batch, head, q, k, q_len, k_len, distance, raw, scale,
+//                                   fixed);
+//     static __device__ float derivative(p, ..., scale, fixed);  // d score / d (raw * scale)
 //     // Adds g * d score / d capture: arrays by captured.add<how, read>(p, g * out, live,
 //     // index...), parameters by captured.sums[i] += g * out if live.
 //     template <Capture how>
@@ -41,13 +43,17 @@ struct IdentityScore {
   static constexpr bool identity = true;
   static constexpr int params = 1;
   using Captures = Captured<1>;
+  struct Fixed {
+    Fixed() = default;
+    __device__ Fixed(const Params&, int, int, int, int) {}
+  };
   static __device__ float unit(const Params&, float scale) { return scale; }
   static __device__ float apply(
-      const Params&, int, int, int, int, int, int, float, float raw, float) {
+      const Params&, int, int, int, int, int, int, float, float raw, float, const Fixed&) {
     return raw;
   }
   static __device__ float derivative(
-      const Params&, int, int, int, int, int, int, float, float, float) {
+      const Params&, int, int, int, int, int, int, float, float, float, const Fixed&) {
     return 1.0f;
   }
   template <Capture>

@@ -47,7 +47,8 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                              const Rows90& r,
                                              float (&acc)[n][4],
                                              int j0,
-                                             const int* classes) {
+                                             const int* classes,
+                                             const typename Score::Fixed (&fixed)[2]) {
   const int t = (threadIdx.x & 3) * 2;
   const Scale scale(p);
   scale.apply(p, acc);
@@ -68,7 +69,8 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                  s.k_len,
                                  from[e >> 1] + static_cast<float>(i * 8 + (e & 1)),
                                  acc[i][e],
-                                 scale.value);
+                                 scale.value,
+                                 fixed[e >> 1]);
   }
 
   if constexpr (C::mask == MaskKind::plan) {
@@ -142,67 +144,6 @@ __device__ __forceinline__ void score_tile90(const Params& p,
   }
 }
 
-/// The running softmax of two rows. Scores are in units of `unit` log2.
-struct Softmax90 {
-  float top[2];   // what weights are relative to
-  float peak[2];  // the largest score
-  float sum[2];   // of this thread's weights
-  float rescale[2];
-
-  __device__ void start() {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      top[half] = peak[half] = -infinity();
-      sum[half] = 0.0f;
-      rescale[half] = 1.0f;
-    }
-  }
-
-  /// Scores to weights. The reference of a row moves when its maximum grows by more than `slack`;
-  /// this and all else depends on the row alone. Returns whether a row of the warp moved.
-  template <bool lazy, int n>
-  __device__ __forceinline__ bool step(float (&acc)[n][4], float unit, float slack) {
-    bool moved = false;
-    float high[4], part[4], base[2];  // two chains a row
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      high[e] = acc[0][e];
-      part[e] = 0.0f;
-    }
-#pragma unroll
-    for (int i = 1; i < n; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) high[e] = fmaxf(high[e], acc[i][e]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float now = quad_max(fmaxf(high[2 * half], high[2 * half + 1]));
-      const float old = top[half];
-      peak[half] = fmaxf(peak[half], now);
-      if constexpr (lazy) {
-        if (now > old + slack) {
-          top[half] = now;
-          moved = true;
-        }
-      } else {
-        top[half] = peak[half];
-      }
-      const float reference = top[half] == -infinity() ? 0.0f : top[half];
-      base[half] = reference * unit;
-      // Exactly 1 where the reference stays: else sums drift from tile to tile.
-      rescale[half] = exp2_fast((old - reference) * unit);
-    }
-#pragma unroll
-    for (int i = 0; i < n; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        part[e] += acc[i][e] = exp2_fast(fmaf(acc[i][e], unit, -base[e >> 1]));
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      sum[half] = fmaf(sum[half], rescale[half], part[2 * half] + part[2 * half + 1]);
-    return lazy ? __any_sync(0xffffffffu, moved) : true;
-  }
-};
-
 template <int n>
 __device__ __forceinline__ void rescale_rows(float (&out)[n][4], const float (&by)[2]) {
 #pragma unroll
@@ -213,6 +154,108 @@ __device__ __forceinline__ void rescale_rows(float (&out)[n][4], const float (&b
     out[i][3] *= by[1];
   }
 }
+
+/// The running softmax of two rows. Scores times `unit` are log2 of weights.
+struct Softmax90 {
+  float base[2];  // log2 that weights are relative to; -inf: no key yet
+  float peak[2];  // the largest score, times unit
+  float sum[2];   // of this thread's weights
+  float rescale[2];
+  bool lost = false;  // a weight of the warp is infinite
+  static constexpr float most = 4096.0f;
+
+  __device__ void start() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      base[half] = peak[half] = -infinity();
+      sum[half] = 0.0f;
+      rescale[half] = 1.0f;
+    }
+  }
+
+  /// Do all rows of the warp have a reference?
+  __device__ bool ready() const {
+    return __all_sync(0xffffffffu, base[0] > -infinity() && base[1] > -infinity());
+  }
+
+  /// Scores to weights. The reference of a row moves when its maximum grows by more than `slack`;
+  /// this and all else depends on the row alone. Returns whether a row of the warp moved.
+  template <bool lazy, int n>
+  __device__ __forceinline__ bool step(float (&acc)[n][4], float unit, float slack) {
+    bool moved = false;
+    float high[4], from[2];  // two chains a row
+#pragma unroll
+    for (int e = 0; e < 4; ++e) high[e] = acc[0][e];
+#pragma unroll
+    for (int i = 1; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) high[e] = fmaxf(high[e], acc[i][e]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float now = quad_max(fmaxf(high[2 * half], high[2 * half + 1])) * unit;
+      const float old = base[half];
+      peak[half] = fmaxf(peak[half], now);
+      if constexpr (lazy) {
+        if (now > old + slack) {
+          base[half] = now;
+          moved = true;
+        }
+      } else {
+        base[half] = peak[half];
+      }
+      from[half] = base[half] == -infinity() ? 0.0f : base[half];
+      rescale[half] = exp2_fast(old - from[half]);  // exactly 1 for a reference that stays
+    }
+    float part[2];
+    weigh(acc, unit, from, part);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], rescale[half], part[half]);
+    return lazy ? __any_sync(0xffffffffu, moved) : true;
+  }
+
+  /// The same without looking for maxima: references stay until a sum exceeds 2^12. Returns whether
+  /// one did: then shift() must follow, before anything reads the weights.
+  template <int n>
+  __device__ __forceinline__ bool bold_step(float (&acc)[n][4], float unit) {
+    float part[2];
+    weigh(acc, unit, base, part);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sum[half] += part[half];
+    return !__all_sync(0xffffffffu, sum[0] <= most && sum[1] <= most);  // NaN is not
+  }
+
+  /// Moves references to where the sums are, by powers of two, which rounds nothing. Where a weight
+  /// is infinite all is lost: the tile must be done again by step().
+  template <int n>
+  __device__ __forceinline__ void shift(float (&acc)[n][4]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float largest = quad_max(sum[half]);
+      const int by = largest > most ? minimum(__float_as_int(largest) >> 23, 253) - 127 : 0;
+      lost = lost || __any_sync(0xffffffffu, largest == infinity());
+      base[half] += static_cast<float>(by);
+      rescale[half] = __int_as_float((127 - by) << 23);
+      sum[half] *= rescale[half];
+    }
+    rescale_rows(acc, rescale);
+  }
+
+ private:
+  template <int n>
+  static __device__ __forceinline__ void weigh(float (&acc)[n][4],
+                                               float unit,
+                                               const float (&from)[2],
+                                               float (&part)[2]) {
+    float parts[4] = {};
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        parts[e] += acc[i][e] = exp2_fast(fmaf(acc[i][e], unit, -from[e >> 1]));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) part[half] = parts[2 * half] + parts[2 * half + 1];
+  }
+};
 
 /// Writes row `half` of an accumulator times `scale`. Four lanes share a row: they exchange pieces,
 /// so that each stores 16 bytes. All lanes call it; those without a row pass null.
@@ -274,7 +317,6 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
                                               const Rows90& r,
                                               float (&out)[n][4],
                                               const Softmax90& soft,
-                                              float unit,
                                               float (&scale)[2]) {
   const int b = r.work.b;
   float total[2], lse[2];
@@ -285,7 +327,7 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
     total[half] = quad_sum(soft.sum[half]);
     empty[half] = !live || total[half] == 0.0f;  // NaN is not empty
     written[half] = C::rows == RowKind::dense ? r.tokens[half] < p.max_q_len : live;
-    lse[half] = empty[half] ? -infinity() : soft.top[half] * unit * ln_2 + __logf(total[half]);
+    lse[half] = empty[half] ? -infinity() : soft.base[half] * ln_2 + __logf(total[half]);
     scale[half] = empty[half] ? 0.0f : __fdividef(1.0f, total[half]);
     if constexpr (C::dropout) scale[half] *= p.keep_scale;
   }
@@ -302,7 +344,7 @@ __device__ __forceinline__ void finish_rows90(const Params& p,
     for (int half = 0; half < 2; ++half)
       if (leader && !empty[half])
         atomic_max(p.max_logit + b * p.max_logit_batch + r.heads[half] * p.max_logit_head,
-                   soft.peak[half] * unit * ln_2);
+                   soft.peak[half] * ln_2);
   }
   if constexpr (C::split) {
 #pragma unroll

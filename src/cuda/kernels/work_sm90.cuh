@@ -78,19 +78,19 @@ __device__ Work work_at(const Params& p, const Schedule& s, int at) {
 
 /// What the loader tells the others about a query tile.
 struct Task90 {
-  static constexpr int bytes = 64;
-  Work work;       // q_tile -1: there are no more
+  static constexpr int bytes = 64, verdict = 60;  // verdict: warps that ask for it again
+  static constexpr int over = -1, nothing = -2;   // in place of a tile
+  Work work;
   int first, end;  // its key tiles
   int low, high;   // of a band: the first row keeps keys [low, high], the next row one further;
                    // as far outside the keys as no row comes back from
   Sequence s;
+  int again;  // warps that lost their rows the first time
 
   template <class C, class Tiles>
-  __device__ static Task90 of(const Params& p,
-                              const Sequence& s,
-                              const Work& w,
-                              const Tiles& tiles) {
-    Task90 t{w, tiles.tile, tiles.end, 0, 0, s};
+  __device__ static Task90 of(
+      const Params& p, const Sequence& s, const Work& w, const Tiles& tiles, int again) {
+    Task90 t{w, tiles.tile, tiles.end, 0, 0, s, again};
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
       const int row = w.q_tile * tile_tokens<C>(p);
@@ -103,19 +103,20 @@ struct Task90 {
     store_shared(at, make_int4(work.q_tile, work.head, work.b, work.split));
     store_shared(at + 16, make_int4(first, end, low, high));
     store_shared(at + 32, make_int4(s.q_len, s.k_len, s.q_origin, s.k_origin));
-    store_shared(at + 48,
-                 make_int4(static_cast<int>(s.q_first), static_cast<int>(s.q_first >> 32), 0, 0));
+    store_shared(
+        at + 48,
+        make_int4(static_cast<int>(s.q_first), static_cast<int>(s.q_first >> 32), again, 0));
   }
   __device__ static Task90 read(unsigned at) {
     const int4 a = load_shared_ints(at), b = load_shared_ints(at + 16),
                c = load_shared_ints(at + 32), d = load_shared_ints(at + 48);
-    return {
-        {a.x, a.y, a.z, a.w},
-        b.x,
-        b.y,
-        b.z,
-        b.w,
-        {c.x, c.y, static_cast<long long>(d.y) << 32 | static_cast<unsigned>(d.x), 0, c.z, c.w}};
+    return {{a.x, a.y, a.z, a.w},
+            b.x,
+            b.y,
+            b.z,
+            b.w,
+            {c.x, c.y, static_cast<long long>(d.y) << 32 | static_cast<unsigned>(d.x), 0, c.z, c.w},
+            d.z};
   }
 };
 
