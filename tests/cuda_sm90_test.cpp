@@ -367,9 +367,9 @@ TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
     const bool tight = loader && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
                                   spec.mask == MaskKind::plan);
     const bool captured = spec.capture != Capture::none;  // and indices of elements
-    EXPECT_LE(k.report.spill_bytes, captured ? 1088 : tight ? 768 : loader ? 96 : 0) << k.name;
+    EXPECT_LE(k.report.spill_bytes, captured ? 1664 : tight ? 768 : loader ? 96 : 0) << k.name;
     // 28 KB of first-level cache are left for the stacks of 256 threads.
-    EXPECT_LE(k.report.stack_bytes, captured ? 224 : tight ? 160 : loader ? 64 : 0) << k.name;
+    EXPECT_LE(k.report.stack_bytes, captured ? 256 : tight ? 160 : loader ? 64 : 0) << k.name;
   }
 }
 

@@ -51,10 +51,10 @@ Score rich() {
 struct Data {
   Tensor q, k, v, dout;
   explicit Data(std::int64_t d, DType type = DType::bf16)
-      : q(wave(type, {2, heads, tokens, d}, 0)),
-        k(wave(type, {2, 2, tokens, d}, 1)),
-        v(wave(type, {2, 2, tokens, d}, 2)),
-        dout(wave(type, {2, heads, tokens, d}, 3)) {}
+      : q(noise(type, {2, heads, tokens, d}, 0)),
+        k(noise(type, {2, 2, tokens, d}, 1)),
+        v(noise(type, {2, 2, tokens, d}, 2)),
+        dout(noise(type, {2, heads, tokens, d}, 3)) {}
 };
 
 Gradients gradients(const Data& in, Determinism determinism, const Context& context = {}) {

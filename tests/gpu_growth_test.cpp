@@ -16,7 +16,7 @@ namespace undivided {
 namespace {
 
 constexpr Device gpu{Device::Kind::cuda, 0};
-constexpr std::int64_t heads = 2, kv_heads = 1, tokens = 600;
+constexpr std::int64_t heads = 2, kv_heads = 1, tokens = 450;
 
 class GpuGrowth : public testing::Test {
  protected:
@@ -44,8 +44,8 @@ struct Data {
   }
 };
 
-double stairs(std::int64_t j) {  // 20 more than any weight holds, each 150 keys
-  return 110.0 * static_cast<double>(j / 150);
+double stairs(std::int64_t j) {  // 20 more than any weight holds, each 110 keys
+  return 110.0 * static_cast<double>(j / 110);
 }
 double gentle(std::int64_t j) {  // some powers of two a tile
   return static_cast<double>(j) / 30;
@@ -68,7 +68,7 @@ void expect_same(const Tensor& on_device, const Tensor& want, double limit) {
 
 TEST_F(GpuGrowth, ScoresThatOutgrowEveryWeightAgreeWithTheOracle) {
   const Array slope(std::vector<float>{.5F, -.3F}, "slope");
-  const std::array<std::int32_t, 2> used{tokens, 333};
+  const std::array<std::int32_t, 2> used{tokens, 290};
   const View lengths = view(used.data(), {2});
   int cases = 0;
   for (const auto level : {stairs, gentle, peaks, falling})
@@ -78,9 +78,9 @@ TEST_F(GpuGrowth, ScoresThatOutgrowEveryWeightAgreeWithTheOracle) {
         const Data data(dtype, d, q_len, level);
         const Tensor q = cuda::to_device(data.q, gpu), k = cuda::to_device(data.k, gpu),
                      v = cuda::to_device(data.v, gpu);
-        const std::pair<const char*, Options> all[] = {
-            {"full", {}},
+        std::vector<std::pair<const char*, Options>> all = {
             {"causal", {.mask = causal()}},
+            {"full", {}},
             {"window", {.mask = causal() && window(250)}},
             {"plan", {.mask = causal() && mask([](auto, auto, auto i, auto j) {
                                 return i / 250 == j / 250 || j % 3 == 0;
@@ -88,6 +88,7 @@ TEST_F(GpuGrowth, ScoresThatOutgrowEveryWeightAgreeWithTheOracle) {
             {"alibi", {.mask = causal(), .score = score([=](auto s, auto, auto h, auto i, auto j) {
                                            return s + slope[h] * (j - i);
                                          })}}};
+        if (d != 128) all.resize(1);
         for (auto [name, options] : all)
           for (const bool ragged : {false, true}) {
             SCOPED_TRACE(testing::Message()

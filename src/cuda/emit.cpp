@@ -118,7 +118,11 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
   const expr::Gradient gradient = backward ? expr::differentiate(program) : expr::Gradient{};
   expr::Program only = gradient.program;
   only.roots.resize(backward ? 1 : 0);
-  const expr::CudaKept kept = expr::cuda_kept(program, "a"), slope = expr::cuda_kept(only, "d");
+  // Gradients of captured arrays leave no registers for what is looked up once.
+  const auto once = [&](const expr::Program& of, const char* name) {
+    return captured ? expr::CudaKept{} : expr::cuda_kept(of, name);
+  };
+  const expr::CudaKept kept = once(program, "a"), slope = once(only, "d");
   std::string text = environment_struct("ScoreArrays", program);
   std::string reads;
   for (const expr::Gradient::Term& term : gradient.terms)
@@ -143,7 +147,7 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
                    "score",
                    program,
                    fmt::format("return {};", score.value),
-                   "fixed.a");
+                   captured ? nullptr : "fixed.a");
   text += fmt::format(
       "  static __device__ float unit(const Params& p, float scale) {{\n"
       "    const ScoreArrays env(p.score);\n    return {};\n  }}\n",
@@ -154,7 +158,7 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
                      "score",
                      only,
                      "return out0;",
-                     "fixed.d");
+                     captured ? nullptr : "fixed.d");
     if (captured) text += capture_text(gradient);
   }
   return text + "};\n";

@@ -91,9 +91,10 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.keys = 80;
   }
   if (k.dv > 128) t.slack = 8;
-  // Without maxima: 8192 keys, d 64 538 -> 595, d 128 640 -> 729, causal 620 -> 705; d 256 1.02. A
-  // score may grow along the keys (ALiBi), so that most tiles would be done twice: 514 for 553.
-  t.bold = !k.fixed && !k.score;
+  // Without maxima: 8192 keys, d 64 538 -> 595, d 128 640 -> 729, causal 620 -> 705; d 256 within 2
+  // %. A score may grow along the keys (ALiBi), so that most tiles would be done twice: 514 for
+  // 553.
+  t.bold = !k.fixed && !k.score && k.dv <= 128;
   const bool paged = k.kv == KvKind::paged;
   // Whole blocks of a plan, whole boxes of a page.
   if ((planned || paged || heavy || k.fixed) && d > 128 && t.keys < 128) t.keys = 64;

@@ -416,6 +416,7 @@ struct Pairs90 {
       float grad = dp[c][e];
       if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
       grad = weight * (grad - (e & 1 ? d.y : d.x));
+      const bool live = keeps(c, e);
       if constexpr (C::capture != Capture::none)
         Score::template capture<C::capture>(p,
                                             t.b,
@@ -428,9 +429,9 @@ struct Pairs90 {
                                             raw,
                                             Scale(p).value,
                                             grad,
-                                            !looked || kept(c, e),
+                                            live,
                                             captured);
-      dp[c][e] = grad * by;
+      dp[c][e] = live ? grad * by : 0.0f;
     });
     forget(acc, dp);
   }
@@ -469,6 +470,7 @@ struct Pairs90 {
         const float score =
             Score::apply(p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value, fixed);
         acc[c][e] = exp2_fast(fmaf(score, unit, e & 1 ? -top.y : -top.x));
+        if (!keeps(c, e)) acc[c][e] = 0.0f;
         const float by = Score::derivative(
             p, t.b, h, qp, kp, t.s.q_len, t.s.k_len, far, raw, scale.value, fixed);
         f(c, e, acc[c][e], by, qp, kp, far, raw);
@@ -476,10 +478,15 @@ struct Pairs90 {
     }
   }
 
+  /// Where single pairs are captured they are also told apart one by one; else forget() does it,
+  /// and only for a tile that must be looked at.
+  __device__ __forceinline__ bool keeps(int c, int e) const {
+    return C::capture == Capture::none || !looked || kept(c, e);
+  }
   /// Zeros the pairs that are masked, whatever Q, K and V hold there.
   __device__ __forceinline__ void forget(float (&weight)[m / 8][4],
                                          float (&other)[m / 8][4]) const {
-    if (!looked) return;
+    if (C::capture != Capture::none || !looked) return;
 #pragma unroll
     for (int c = 0; c < m / 8; ++c)
 #pragma unroll
