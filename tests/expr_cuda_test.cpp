@@ -75,7 +75,7 @@ TEST(CudaText, WhatAllPairsShareLeavesTheScore) {
             "scale | raw + ");
   // The sign of a parameter is not known, and that of a negative literal is.
   EXPECT_EQ(split("param gain: f32 = 1; gain * score"), "scale | (v1) * raw");
-  EXPECT_EQ(split("score * -2"), "scale | (v1) * raw");
+  EXPECT_EQ(split("score * -2"), "scale | (v2) * raw");
   // Nothing to take out.
   EXPECT_EQ(split("k <= q ? score : -inf").substr(0, 8), "1.0f | v");
   EXPECT_EQ(split("2.5"), "1.0f | v0");

@@ -27,6 +27,7 @@ Program lift(const Program& program) {
     n.type = Type::f32;
     n.real = d.value;
   }
+  bool negated = false;
   Builder out;
   out.program().slots = p.slots;
   out.program().params = p.params;
@@ -44,6 +45,7 @@ Program lift(const Program& program) {
         {fmt::format("_c{}", next++), literal.type, negate ? -value : value, true});
     const std::int32_t made = out.append(n);
     if (!negate) return made;
+    negated = true;
     Node minus;
     minus.op = Op::neg;
     minus.type = Type::f32;
@@ -71,7 +73,8 @@ Program lift(const Program& program) {
     out.program().roots.push_back(liftable(r) ? lifted(p.nodes[static_cast<std::size_t>(r)])
                                               : place[static_cast<std::size_t>(r)]);
   Program made = compact(out.program());
-  next = 0;  // number them as a reader meets them
+  if (negated) made = simplify(made);  // x + -c is x - c
+  next = 0;                            // number them as a reader meets them
   for (ParamDecl& d : made.params)
     if (d.lifted) d.name = fmt::format("_c{}", next++);
   return made;
