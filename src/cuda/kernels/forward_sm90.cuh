@@ -6,14 +6,16 @@
 //   S_0 = Q K_0^T; P_0 = softmax(S_0)
 //   for j = 1...: start S_j = Q K_j^T; start O += P_(j-1) V_(j-1); wait for S_j; softmax(S_j) while
 //   the second product runs; wait for O; P_j = S_j rounded; O = O * 2^(m - m')
-// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. Q has `q_stages`
-// buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x, then the next of a counter.
-// V rows past the keys of a sequence are zeroed in shared memory, since 0 times what a neighbour
-// left there may be NaN. With two buffers of Q, each warp puts its rows of O where its rows of Q
-// were, and the copy engine stores them while the next tile begins; what it cannot clip (tails of
-// packed rows, say) is stored from registers.
-// Paged keys: a tile comes in boxes that divide a page, one copy a lane. Packed: the heads of a
-// group are rows of one tile, which the copy engine interleaves. Split: see combine.cuh.
+// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. A `bold` kernel finds
+// row maxima in the first tile only; see Softmax90::bold_step. Rows whose weights outgrow float32
+// are left alone and noted in the slot of the task, and the loader sends the tile again, to be done
+// with care. Q has `q_stages` buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x,
+// then the next of a counter. V rows past the keys of a sequence are zeroed in shared memory, since
+// 0 times what a neighbour left there may be NaN. With two buffers of Q, each warp puts its rows of
+// O where its rows of Q were, and the copy engine stores them while the next tile begins; what it
+// cannot clip (tails of packed rows, say) is stored from registers. Paged keys: a tile comes in
+// boxes that divide a page, one copy a lane. Packed: the heads of a group are rows of one tile,
+// which the copy engine interleaves. Split: see combine.cuh.
 #pragma once
 
 #include "kernels/forward_load_sm90.cuh"
