@@ -3,19 +3,14 @@
 // it.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <set>
 
 #include "check/check.hpp"
+#include "reduced.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::check {
 namespace {
-
-bool reduced() {
-  const char* grid = std::getenv("UNDIVIDED_TEST_GRID");
-  return grid && std::string(grid) == "reduced";
-}
 
 TEST(Grid, EveryPossiblePairOfAxisValuesOccurs) {
   std::set<std::pair<std::string, std::string>> seen;
@@ -116,7 +111,7 @@ class Cpu : public testing::TestWithParam<int> {};
 constexpr int shards = 24;
 
 TEST_P(Cpu, AgreesWithTheOracle) {
-  const std::vector<Case> cases = reduced() ? some_cases(60) : all_cases();
+  const std::vector<Case> cases = reduced_grid() ? some_cases(60) : all_cases();
   std::set<std::string> skips;
   for (std::size_t i = static_cast<std::size_t>(GetParam()); i < cases.size(); i += shards) {
     const Result r = run_case(cases[i], Backend::cpu);
@@ -136,7 +131,7 @@ INSTANTIATE_TEST_SUITE_P(Grid, Cpu, testing::Range(0, shards));
 
 TEST(Reference, AgreesWithItselfThroughThePlan) {
   // The oracle as a backend stores what it computed in the types that were asked for.
-  for (const Case& c : some_cases(reduced() ? 10 : 60)) {
+  for (const Case& c : some_cases(reduced_grid() ? 10 : 60)) {
     if (c.quantised()) continue;  // which it refuses: it computes in float64
     const Result r = run_case(c, Backend::reference);
     EXPECT_TRUE(r.passed) << r.name << ": " << r.reason;

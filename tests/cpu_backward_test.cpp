@@ -102,8 +102,10 @@ class CpuBackward : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Isa, CpuBackward, ::testing::ValuesIn(cpu::available_isas()));
 
 TEST_P(CpuBackward, Shapes) {
-  for (const auto& [nq, nk] : {std::pair{1, 1}, {7, 63}, {65, 129}, {300, 130}, {40, 600}})
+  for (int number = 0;
+       const auto& [nq, nk] : {std::pair{1, 1}, {7, 63}, {65, 129}, {300, 130}, {40, 600}})
     for (const auto& [d, dv] : {std::pair{8, 8}, {40, 72}, {64, 32}, {3, 5}}) {
+      if (!taken(number++, 3)) continue;
       SCOPED_TRACE(testing::Message() << nq << "x" << nk << " d" << d << " dv" << dv);
       Case c{.hq = 4, .hkv = 2, .nq = nq, .nk = nk, .d = d, .dv = dv};
       expect_backward(c);

@@ -22,9 +22,10 @@ class CpuDecode : public ::testing::TestWithParam<std::string> {
 INSTANTIATE_TEST_SUITE_P(Isa, CpuDecode, ::testing::ValuesIn(cpu::available_isas()));
 
 TEST_P(CpuDecode, QueriesGroupsAndHeads) {
-  for (const int nq : {1, 3, 8, 17})
+  for (int number = 0; const int nq : {1, 3, 8, 17})
     for (const int group : {1, 5, 8, 16})
       for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+        if (!taken(number++, 5)) continue;
         SCOPED_TRACE(testing::Message() << nq << " queries, group " << group << " " << name_of(t));
         Case c{.dtype = t, .hq = 2 * group, .hkv = 2, .nq = nq, .nk = 203, .d = 32, .dv = 64};
         expect_forward(c);

@@ -18,6 +18,7 @@
 #include "mask/plan.hpp"
 #include "problem/bound.hpp"
 #include "problem/sequence.hpp"
+#include "reduced.hpp"
 #include "ref/reference.hpp"
 #include "undivided/attention.hpp"
 #include "undivided/plan.hpp"

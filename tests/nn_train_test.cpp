@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -13,6 +14,7 @@
 #include <set>
 
 #include "nn_support.hpp"
+#include "reduced.hpp"
 
 namespace undivided::nn {
 namespace {
@@ -33,6 +35,11 @@ TEST(NnTrain, ReverseIsLearnedWithinAMinute) {
   const std::clock_t start = std::clock();
   Trainer trainer({}, alone());
   double last = 0;
+  if (reduced_grid()) {  // the same steps, too few to learn
+    for (int step = 0; step < 20; ++step) last = trainer.step();
+    EXPECT_TRUE(std::isfinite(last));
+    return;
+  }
   while (!trainer.finished()) last = trainer.step();
   EXPECT_GE(trainer.exact(500), .99);
   EXPECT_LE(last, .56);
