@@ -18,11 +18,11 @@ struct Count {
 /// does not divide a block ends with smaller tiles.
 template <class F>
 UNDIVIDED_VEC void by_tile_rows(int n, F&& body) {
+  static_assert(block_edge % tile_rows == 0 || tile_rows == 6);
   int r = 0;
   if constexpr (block_edge % tile_rows == 0) {
     for (; r < n; r += tile_rows) body(Count<tile_rows>(), r);
   } else {
-    static_assert(tile_rows == 6);
     for (; n - r > 4; r += tile_rows) body(Count<tile_rows>(), r);
     if (n - r > 2)
       body(Count<4>(), r);

@@ -134,9 +134,9 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.split,
                       s.dropout);
   text += fmt::format("  static constexpr bool ordered = {};\n", s.ordered);
-  constexpr const char* capture_names[] = {"none", "atomic", "largest", "sums"};
+  constexpr const char* captures[] = {"none", "atomic", "largest", "sums"};
   text += fmt::format("  static constexpr Capture capture = Capture::{};\n",
-                      capture_names[static_cast<int>(s.capture)]);
+                      captures[static_cast<int>(s.capture)]);
   text +=
       fmt::format("  static constexpr bool bold = {}, pingpong = {};\n}};\n\n", t.bold, t.pingpong);
   const auto widths = gather     ? std::set<int>{}
