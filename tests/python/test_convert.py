@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from test_cli import done, refused
+from cli_support import done, refused
 
 
 def save(path, tensors):

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from test_cli import done, find_program, refused, run
+from cli_support import done, find_program, refused, run
 
 SMALL = ["--batch", 8, "--unseen", 4, "--snapshots", 2, "--threads", 1]
 
