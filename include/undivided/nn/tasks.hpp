@@ -63,7 +63,7 @@ struct TrainOptions {
   double smoothing = -1;  ///< below 0: as the task wants
   double decay = .6;      ///< share of the steps over which the rate falls to 0; 0: constant Noam
   double dropout = 0;
-  double clip = 0;              ///< 0: gradients are not clipped
+  double clip = 1;  ///< largest norm of the gradient (some seeds leave without it); 0: any
   std::int64_t snapshots = 10;  ///< averaged over the last quarter
   std::int64_t heads = 4, kv_heads = 0;
   std::uint64_t seed = 1;
