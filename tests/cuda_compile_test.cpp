@@ -105,6 +105,35 @@ TEST(CudaCompile, ACoveringSetCompilesWithoutSpills) {
   for (const std::string& f : failures) ADD_FAILURE() << f;
 }
 
+// Sums, products and what all pairs share are written in ways of their own.
+TEST(CudaCompile, EveryFormOfAScoreCompiles) {
+  if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
+  const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
+  const Array bias(std::vector<float>(4, 0.5F), "bias");
+  KernelSpec k;
+  k.kind = KernelKind::backward_kv;
+  k.dqk = k.dv = 8;
+  k.score = true;
+  for (const char* text : {"score + 0.5",
+                           "score - bias[head]",
+                           "2 - score",
+                           "-score / 3",
+                           "score * score",
+                           "bias[head] * (score + 1) * -2",
+                           "3 * score + bias[head] * (k - q) - bias[head] / 7",
+                           "k <= q ? score : -inf",
+                           "2.5"}) {
+    SCOPED_TRACE(text);
+    Spec s;
+    s.op = Operation::backward;
+    s.mask = samples::lifted(full().program());
+    s.score = samples::lifted(Score::parse(text, {{bias}, {}}).program());
+    const Policies policies = policies_of(s);
+    EXPECT_NO_THROW(cache.get(
+        [&](int arch) { return source_of(canonical(k), policies, arch); }, 90, Compile::allowed));
+  }
+}
+
 TEST(CudaCompile, ThePeakKernelMultipliesInRegistersOnEveryTarget) {
   if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
   const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});

@@ -76,6 +76,9 @@ TEST(CudaText, WhatAllPairsShareLeavesTheScore) {
   // The sign of a parameter is not known, and that of a negative literal is.
   EXPECT_EQ(split("param gain: f32 = 1; gain * score"), "scale | (v1) * raw");
   EXPECT_EQ(split("score * -2"), "scale | (v2) * raw");
+  // Terms that all pairs share.
+  EXPECT_EQ(split("score + 0.5"), "scale | raw + (env.p0 * inverse(scale))");
+  EXPECT_EQ(split("array bias: f32[1]; score - bias[head]"), "scale | raw - (v2 * inverse(scale))");
   // Nothing to take out.
   EXPECT_EQ(split("k <= q ? score : -inf").substr(0, 8), "1.0f | v");
   EXPECT_EQ(split("2.5"), "1.0f | v0");

@@ -95,6 +95,7 @@ TEST(Lift, LiftedFloatsArePositiveAndFinite) {
   EXPECT_NE(expr::print(p, false).find("-_c0"), std::string::npos) << expr::print(p, false);
   EXPECT_NE(expr::print(p, false).find("-inf"), std::string::npos);
   EXPECT_TRUE(values(lifted("max(score, 0.0)")).empty());
+  EXPECT_TRUE(values(lifted("score * 1e-50")).empty());  // no float32 but 0
   // Not even a text that claims otherwise makes one.
   EXPECT_EQ(values(lifted("param _c0: f32 = -3; _c0 * score")), (std::vector<double>{3}));
 }

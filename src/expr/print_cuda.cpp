@@ -168,7 +168,7 @@ class ScorePrinter {
     std::rotate(terms.begin(), plain, plain + 1);
     for (Term& t : terms) {
       const bool first = out.value.empty();
-      if (!first) t.factors.fixed.push_back(fmt::format("inverse({})", out.unit));
+      if (!first) t.factors.add(fmt::format("inverse({})", out.unit), true);
       out.value += (first ? "" : t.negative ? " - " : " + ") + product(first ? f : t.factors);
     }
     return out;
@@ -194,7 +194,8 @@ class ScorePrinter {
   const Node& at(std::int32_t id) const { return p_.nodes[static_cast<std::size_t>(id)]; }
   bool positive(std::int32_t id) const {
     const Node& n = at(id);
-    return (n.op == Op::constant && n.real > 0) ||
+    if (n.type != Type::f32) return false;
+    return (n.op == Op::constant && n.real > 0 && std::isfinite(n.real)) ||
            (n.op == Op::param && p_.params[static_cast<std::size_t>(n.slot)].lifted);
   }
 
@@ -229,8 +230,10 @@ class ScorePrinter {
     }
   }
   static std::string product(const Factors& f) {
-    const std::string moving = fmt::format("{}", fmt::join(f.moving, " * "));
-    return f.fixed.empty() ? moving : fmt::format("({}) * {}", fmt::join(f.fixed, " * "), moving);
+    std::string text;
+    if (!f.fixed.empty()) text = fmt::format("({})", fmt::join(f.fixed, " * "));
+    for (const std::string& m : f.moving) text += (text.empty() ? "" : " * ") + m;
+    return text;
   }
   /// Removes the positive fixed factors: their product.
   static std::string take_positive(Factors& f) {
