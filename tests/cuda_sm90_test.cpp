@@ -20,6 +20,23 @@ using namespace undivided::cuda;
 
 namespace {
 
+DeviceInfo hopper_device() {
+  DeviceInfo hopper;
+  hopper.major = 9;
+  hopper.multiprocessors = 132;
+  return hopper;
+}
+
+/// A backward of bfloat16 that wants all three gradients.
+Spec plain_backward() {
+  Spec s;
+  s.op = Operation::backward;
+  s.dtype = s.out_dtype = s.dout_dtype = DType::bf16;
+  s.group = 1;
+  s.want_dq = s.want_dk = s.want_dv = true;
+  return s;
+}
+
 int d_of(const KernelSpec& k) { return std::max(k.dqk, k.dv); }
 
 std::vector<KernelSpec> sm90_specs() {
@@ -155,11 +172,10 @@ TEST(CudaSm90, TilesFitTheSharedMemoryAndTheRegistersOfOneMultiprocessor) {
 }
 
 TEST(CudaSm90, IsTakenOnlyWhereItServes) {
-  DeviceInfo hopper, ada;
-  hopper.major = 9;
+  const DeviceInfo hopper = hopper_device();
+  DeviceInfo ada = hopper;
   ada.major = 8;
   ada.minor = 9;
-  hopper.multiprocessors = ada.multiprocessors = 132;
   Spec s;
   s.op = Operation::forward;
   s.dtype = s.out_dtype = DType::bf16;
@@ -207,9 +223,7 @@ struct Short {
     bounds.max_k_len = k_len;
   }
   Choice choice() const {
-    DeviceInfo hopper;
-    hopper.major = 9;
-    hopper.multiprocessors = 132;
+    const DeviceInfo hopper = hopper_device();
     return choose(spec, bounds, hopper, Family::sm90);
   }
 };
@@ -260,16 +274,10 @@ TEST(CudaSm90, InvariantRowsHaveOneKeyGrid) {
 }
 
 TEST(CudaSm90, TheBackwardIsOnePassWhereItServes) {
-  DeviceInfo hopper;
-  hopper.major = 9;
-  hopper.multiprocessors = 132;
-  Spec s;
-  s.op = Operation::backward;
-  s.dtype = s.out_dtype = s.dout_dtype = DType::bf16;
+  const DeviceInfo hopper = hopper_device();
+  Spec s = plain_backward();
   s.dqk = s.dv = 128;
-  s.group = 1;
   s.aligned = true;
-  s.want_dq = s.want_dk = s.want_dv = true;
   Bounds b;
   b.batch = 2;
   b.kv_heads = 16;
@@ -319,15 +327,10 @@ TEST(CudaSm90, TheBackwardIsOnePassWhereItServes) {
 }
 
 TEST(CudaSm90, GradientsOfCapturedArraysComeWithTheBackward) {
-  DeviceInfo hopper;
-  hopper.major = 9;
-  hopper.multiprocessors = 132;
-  Spec s;
-  s.op = Operation::backward;
-  s.dtype = s.out_dtype = s.dout_dtype = DType::bf16;
-  s.group = 1;
+  const DeviceInfo hopper = hopper_device();
+  Spec s = plain_backward();
   s.score = samples::lifted(samples::rich_score().program());
-  s.captured = s.want_dq = s.want_dk = s.want_dv = true;
+  s.captured = true;
   const Bounds b{2, 8, 2 * 1024, 2 * 1024, 1024, 1024, 8 + 8 * 32};
   for (const int d : {64, 128, 256}) {
     s.dqk = s.dv = d;
@@ -383,9 +386,7 @@ TEST(CudaSm90, PlansWithoutBitsAskTheProgramForwardAndBackward) {
   columns.columns = 4;
   columns.keys = 1024;
   columns.values.assign(4096, 7);
-  DeviceInfo hopper;
-  hopper.major = 9;
-  hopper.multiprocessors = 132;
+  const DeviceInfo hopper = hopper_device();
   const KernelCache cache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {});
   int compiled = 0;
   for (const Operation op : {Operation::forward, Operation::backward})

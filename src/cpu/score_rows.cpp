@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of Q, K and V on their way into the tiles: packed once, and asked for before they are
+// needed.
+#include "cpu/score_tiles.hpp"
+
+namespace undivided::cpu {
+
+void ScoreTiles::pack_queries(int sub) {
+  if (memory_.ready[sub] == Ready::packed) return;
+  place(sub);
+  memory_.ready[sub] = Ready::packed;
+  const View& q = run_.args.q.data;
+  ask_rows(q, sub + ahead);
+  const std::byte* rows[max_lanes];
+  const int live = lanes_of(sub);
+  const std::int64_t lanes = kernels_.lanes;
+  for (int lane = 0; lane < live; ++lane) {
+    const std::int64_t at = sub * lanes + lane;
+    rows[lane] = row_address(
+        run_.spec, q, sequence_, b_, memory_.head[at], memory_.q[at] - sequence_.q_origin);
+  }
+  float* q_t = memory_.q_t + std::int64_t{sub} * whole_blocks(run_.setup.qk_words()) * lanes;
+  if (run_.setup.quantised)
+    run_.setup.quantised->pack_queries(rows,
+                                       live,
+                                       run_.spec.dtype,
+                                       run_.spec.dqk,
+                                       memory_.mean,
+                                       run_.q_scale,
+                                       q_t,
+                                       memory_.q_factor + std::int64_t{sub} * lanes,
+                                       memory_.q_offset + std::int64_t{sub} * lanes);
+  else if (run_.setup.dots)
+    kernels_.pack_words(rows, live, 2 * run_.spec.dqk, q_t);
+  else
+    kernels_.pack(rows, live, run_.spec.dtype, run_.spec.dqk, run_.q_scale, q_t);
+  if (run_.setup.score.used)
+    run_.setup.score.run(
+        kernels_, expr::Rate::query, 0, 1, memory_.score.at(sub), environment(sub, run_.score));
+}
+
+void ScoreTiles::ask_rows(const View& v, int sub) const {
+  if (sub >= subs_) return;
+  const auto bytes = v.size(-1) * static_cast<std::int64_t>(size_of(v.dtype));
+  for (int lane = 0; lane < lanes_of(sub); ++lane) {
+    const std::byte* from = address(v, sub, lane);
+    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+  }
+}
+
+/// Packs the rows of the visited block, once for all sub-blocks.
+template <class F>
+void ScoreTiles::each_run(const View& view, F&& pack) const {
+  const std::int64_t head = run_.kv_head_of(head_);
+  for (int done = 0; done < rows_;) {
+    const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
+    const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
+    pack(run, done, n);
+    done += n;
+  }
+}
+
+/// Products compute whole blocks of rows: those past the last key are 0.
+void ScoreTiles::clear_rest(int words, float* to) const {
+  for (int c = 0; c < words; c += block_edge)
+    std::fill_n(to + c / block_edge * block_column + rows_ * block_edge,
+                (whole_blocks(rows_) - rows_) * block_edge,
+                0.0f);
+}
+
+void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
+  each_run(view, [&](const KeyRun& run, int first, int n) {
+    if (run_.setup.dots)
+      run_.setup.dots->pack_words(run.data, run.stride, first, n, 2 * d, to);
+    else
+      kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
+  });
+  if (!run_.setup.dots || !run_.setup.dots->end_row_pairs) clear_rest(run_.setup.words(d), to);
+}
+
+/// The mean that K is rounded without, filled up with zeros.
+void ScoreTiles::load_mean() const {
+  std::fill_n(memory_.mean, max_dim, 0.0f);
+  const View& mean = run_.args.kv.k_mean;
+  if (mean)
+    std::copy_n(static_cast<const float*>(mean.at({b_, run_.kv_head_of(head_), 0})),
+                run_.spec.dqk,
+                memory_.mean);
+}
+
+void ScoreTiles::pack_quantised() const {
+  const View& k = run_.args.kv.k;
+  each_run(k, [&](const KeyRun& run, int first, int n) {
+    run_.setup.quantised->pack_keys(run.data,
+                                    run.stride,
+                                    k.dtype,
+                                    first,
+                                    n,
+                                    run_.spec.dqk,
+                                    memory_.mean,
+                                    memory_.k_blocks,
+                                    memory_.k_factor,
+                                    memory_.k_start);
+  });
+  const int rest = whole_blocks(rows_) - rows_;
+  std::fill_n(memory_.k_factor + rows_, rest, 0.0f);
+  std::fill_n(memory_.k_start + rows_, rest, 0.0f);
+  if (run_.setup.quantised == &kernels_.quantised)
+    clear_rest(run_.setup.qk_words(), memory_.k_blocks);
+}
+
+void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
+  each_run(view, [&](KeyRun run, int first, int n) {
+    DType dtype = view.dtype;
+    if (run_.setup.bf16_values && dtype != DType::bf16) {
+      const std::int64_t bytes = 2 * d;
+      for (int r = 0; r < n; ++r) {
+        float wide[max_dim];
+        kernels_.copy_rows(run.data + r * run.stride, 0, dtype, 1, d, wide, d, d);
+        kernels_.store_row(wide, 1.0f, DType::bf16, d, memory_.rounded + r * bytes, false);
+      }
+      run.data = memory_.rounded;
+      run.stride = bytes;
+      dtype = DType::bf16;
+    }
+    if (run_.setup.dots)
+      run_.setup.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
+    else
+      kernels_.pack_blocks(run.data, run.stride, dtype, first, n, d, to);
+  });
+  if (run_.setup.dots && rows_ % 2 == 1) {  // a last key alone is paired with zeros
+    const std::int64_t zeros[max_dim / 4] = {};
+    run_.setup.dots->pack_row_pairs(reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, to);
+  }
+  if (run_.setup.dots && run_.setup.dots->end_row_pairs)
+    run_.setup.dots->end_row_pairs(rows_, d, to);
+}
+
+void ScoreTiles::load_keys() {
+  if (decode_.used())
+    decode_.visit(j0_);
+  else if (run_.setup.quantised)
+    pack_quantised();
+  else
+    pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
+  const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
+    code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
+  };
+  if (run_.setup.score.used) prepare(run_.setup.score, memory_.score, run_.score);
+}
+
+void ScoreTiles::load_values() {
+  if (!decode_.used()) pack_by_rows(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
+}
+
+void ScoreTiles::load_gradient() {
+  pack_by_columns(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
+  if (run_.setup.dots) pack_by_rows(run_.args.kv.k, run_.spec.dqk, memory_.k_sums);
+}
+
+void ScoreTiles::prefetch(int sub) const {
+  if (decode_.used() || !next_) return;  // the decode tile asks by itself
+  const int share = (key_block + subs_ - 1) / subs_;
+  const std::int64_t first = j0_ + key_block + std::int64_t{sub} * share;
+  const std::int64_t end = std::min({first + share, j0_ + 2 * key_block, high_});
+  const std::int64_t head = run_.kv_head_of(head_);
+  for (const auto& [view, d] :
+       {std::pair{&run_.args.kv.k, run_.spec.dqk}, {&run_.args.kv.v, run_.spec.dv}}) {
+    const auto bytes = static_cast<std::int64_t>(size_of(view->dtype)) * d;
+    for (std::int64_t j = first; j < end;) {
+      const KeyRun run = key_run(run_.spec, run_.args.kv, *view, sequence_, b_, head, j);
+      const std::int64_t n = std::min(run.count, end - j);
+      for (std::int64_t r = 0; r < n; ++r)
+        for (std::int64_t at = 0; at < bytes; at += 64)
+          __builtin_prefetch(run.data + r * run.stride + at, 0, 2);
+      j += n;
+    }
+  }
+}
+
+}  // namespace undivided::cpu
