@@ -198,12 +198,11 @@ TEST_P(CpuTiles, ProductsReadPackedBlocks) {
     return static_cast<double>(t.ptr<float>()[row * t.size(1) + column]);
   };
   std::vector<float> k_blocks(3 * cpu::block_column), v_blocks(2 * cpu::block_column);
-  // Rows that arrive in two runs, as pages do.
-  for (const auto& [begin, n] : {std::pair{0, 13}, {13, rows - 13}}) {
-    kernels_.pack_blocks(bytes(k, begin), d * 4, DType::f32, begin, n, d, k_blocks.data());
-    kernels_.pack_blocks(bytes(v, begin), dv * 4, DType::f32, begin, n, dv, v_blocks.data());
+  std::vector<const std::byte*> row(std::max(lanes, rows));
+  for (const auto& [from, columns, to] : {std::tuple{&k, d, &k_blocks}, {&v, dv, &v_blocks}}) {
+    for (int i = 0; i < rows; ++i) row[i] = bytes(*from, i);
+    kernels_.pack_blocks(row.data(), rows, DType::f32, columns, to->data());
   }
-  std::vector<const std::byte*> row(lanes);
   for (int i = 0; i < lanes; ++i) row[i] = bytes(q, i);
   std::vector<float> q_t(cpu::whole_blocks(d) * lanes, NAN), s(cpu::key_block * lanes);
   kernels_.pack(row.data(), lanes - 1, DType::f32, d, 0.5f, q_t.data());

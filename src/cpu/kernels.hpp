@@ -190,13 +190,11 @@ struct Quantised {
                        float* to,
                        float* factor,
                        float* offset);
-  /// Rows minus `mean` to blocks of words, from row `first` on. factor[row], and start[row]: what
-  /// the sums of the row begin with.
-  void (*pack_keys)(const std::byte* from,
-                    std::ptrdiff_t stride_bytes,
+  /// Rows minus `mean` to blocks of words. factor[row], and start[row]: what the sums of the row
+  /// begin with.
+  void (*pack_keys)(const std::byte* const* rows,
+                    int count,
                     DType dtype,
-                    int first,
-                    int rows,
                     int columns,
                     const float* mean,
                     float* to,
@@ -235,21 +233,12 @@ struct Dots {
   Softmax* softmax;
   /// Rows of a tile to half as many rows of pairs, in place; an odd last row is paired with 0.
   void (*pair_rows)(float* p, int rows, int vectors);
-  /// Like Kernels::pack_blocks for rows of `bytes` bytes taken as they are, a word at a time.
-  void (*pack_words)(const std::byte* from,
-                     std::ptrdiff_t stride_bytes,
-                     int first,
-                     int rows,
-                     int bytes,
-                     float* to);
-  /// `rows` rows of 16-bit values, from row `first` on, to blocks whose words pair rows 2i and
-  /// 2i + 1; the other half of a pair begun or left alone stays as it is.
-  void (*pack_row_pairs)(const std::byte* from,
-                         std::ptrdiff_t stride_bytes,
-                         int first,
-                         int rows,
-                         int columns,
-                         float* to);
+  /// Like Kernels::pack_blocks, from row `first` on, for rows of `bytes` bytes taken as they are, a
+  /// word at a time.
+  void (*pack_words)(const std::byte* const* rows, int first, int count, int bytes, float* to);
+  /// `count` rows of 16-bit values to blocks whose words pair rows 2i and 2i + 1; an odd last row
+  /// is paired with 0.
+  void (*pack_row_pairs)(const std::byte* const* rows, int count, int columns, float* to);
   /// The last step of packing `rows` rows by pairs; null for none.
   void (*end_row_pairs)(int rows, int columns, float* to);
   /// Rows of lanes, rounded, to rows of pairs of lanes.
@@ -282,14 +271,8 @@ struct Kernels {
       const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to);
   /// The same for rows of `bytes` bytes taken as they are, a word at a time.
   void (*pack_words)(const std::byte* const* rows, int count, int bytes, float* to);
-  /// `rows` rows of any dtype to float32 blocks, from row `first` on, columns zero-filled.
-  void (*pack_blocks)(const std::byte* from,
-                      std::ptrdiff_t stride_bytes,
-                      DType dtype,
-                      int first,
-                      int rows,
-                      int columns,
-                      float* to);
+  /// `count` rows of any dtype to float32 blocks, columns zero-filled.
+  void (*pack_blocks)(const std::byte* const* rows, int count, DType dtype, int columns, float* to);
   /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
   void (*unpack)(const float* from,
                  const float* factor,

@@ -48,16 +48,17 @@ void ScoreTiles::ask_rows(const View& v, int sub) const {
   }
 }
 
-/// Packs the rows of the visited block, once for all sub-blocks.
-template <class F>
-void ScoreTiles::each_run(const View& view, F&& pack) const {
+/// Where the rows of the visited block lie.
+ScoreTiles::KeyRows ScoreTiles::key_rows_of(const View& view) const {
+  KeyRows rows;
   const std::int64_t head = run_.kv_head_of(head_);
   for (int done = 0; done < rows_;) {
     const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
-    const auto n = static_cast<int>(std::min<std::int64_t>(run.count, rows_ - done));
-    pack(run, done, n);
-    done += n;
+    const auto end = static_cast<int>(std::min<std::int64_t>(rows_, done + run.count));
+    for (const std::byte* at = run.data; done < end; at += run.stride)
+      rows[static_cast<std::size_t>(done++)] = at;
   }
+  return rows;
 }
 
 /// Products compute whole blocks of rows: those past the last key are 0.
@@ -69,12 +70,11 @@ void ScoreTiles::clear_rest(int words, float* to) const {
 }
 
 void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
-  each_run(view, [&](const KeyRun& run, int first, int n) {
-    if (run_.setup.dots)
-      run_.setup.dots->pack_words(run.data, run.stride, first, n, 2 * d, to);
-    else
-      kernels_.pack_blocks(run.data, run.stride, view.dtype, first, n, d, to);
-  });
+  const KeyRows rows = key_rows_of(view);
+  if (run_.setup.dots)
+    run_.setup.dots->pack_words(rows.data(), 0, rows_, 2 * d, to);
+  else
+    kernels_.pack_blocks(rows.data(), rows_, view.dtype, d, to);
   if (!run_.setup.dots || !run_.setup.dots->end_row_pairs) clear_rest(run_.setup.words(d), to);
 }
 
@@ -90,18 +90,14 @@ void ScoreTiles::load_mean() const {
 
 void ScoreTiles::pack_quantised() const {
   const View& k = run_.args.kv.k;
-  each_run(k, [&](const KeyRun& run, int first, int n) {
-    run_.setup.quantised->pack_keys(run.data,
-                                    run.stride,
-                                    k.dtype,
-                                    first,
-                                    n,
-                                    run_.spec.dqk,
-                                    memory_.mean,
-                                    memory_.k_blocks,
-                                    memory_.k_factor,
-                                    memory_.k_start);
-  });
+  run_.setup.quantised->pack_keys(key_rows_of(k).data(),
+                                  rows_,
+                                  k.dtype,
+                                  run_.spec.dqk,
+                                  memory_.mean,
+                                  memory_.k_blocks,
+                                  memory_.k_factor,
+                                  memory_.k_start);
   const int rest = whole_blocks(rows_) - rows_;
   std::fill_n(memory_.k_factor + rows_, rest, 0.0f);
   std::fill_n(memory_.k_start + rows_, rest, 0.0f);
@@ -110,28 +106,23 @@ void ScoreTiles::pack_quantised() const {
 }
 
 void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
-  each_run(view, [&](KeyRun run, int first, int n) {
-    DType dtype = view.dtype;
-    if (run_.setup.bf16_values && dtype != DType::bf16) {
-      const std::int64_t bytes = 2 * d;
-      for (int r = 0; r < n; ++r) {
-        float wide[max_dim];
-        kernels_.copy_rows(run.data + r * run.stride, 0, dtype, 1, d, wide, d, d);
-        kernels_.store_row(wide, 1.0f, DType::bf16, d, memory_.rounded + r * bytes, false);
-      }
-      run.data = memory_.rounded;
-      run.stride = bytes;
-      dtype = DType::bf16;
+  KeyRows rows = key_rows_of(view);
+  DType dtype = view.dtype;
+  if (run_.setup.bf16_values && dtype != DType::bf16) {
+    dtype = DType::bf16;
+    std::byte* at = memory_.rounded;
+    for (int r = 0; r < rows_; ++r, at += 2 * std::int64_t{d}) {
+      const std::byte*& row = rows[static_cast<std::size_t>(r)];
+      float wide[max_dim];
+      kernels_.copy_rows(row, 0, view.dtype, 1, d, wide, d, d);
+      kernels_.store_row(wide, 1.0f, dtype, d, at, false);
+      row = at;
     }
-    if (run_.setup.dots)
-      run_.setup.dots->pack_row_pairs(run.data, run.stride, first, n, d, to);
-    else
-      kernels_.pack_blocks(run.data, run.stride, dtype, first, n, d, to);
-  });
-  if (run_.setup.dots && rows_ % 2 == 1) {  // a last key alone is paired with zeros
-    const std::int64_t zeros[max_dim / 4] = {};
-    run_.setup.dots->pack_row_pairs(reinterpret_cast<const std::byte*>(zeros), 0, rows_, 1, d, to);
   }
+  if (run_.setup.dots)
+    run_.setup.dots->pack_row_pairs(rows.data(), rows_, d, to);
+  else
+    kernels_.pack_blocks(rows.data(), rows_, dtype, d, to);
   if (run_.setup.dots && run_.setup.dots->end_row_pairs)
     run_.setup.dots->end_row_pairs(rows_, d, to);
 }

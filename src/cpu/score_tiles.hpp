@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "cpu/decode.hpp"
 #include "cpu/problem.hpp"
@@ -136,8 +137,8 @@ class ScoreTiles {
   std::int32_t high_of(std::int64_t row) const;
   void place(int sub);         // positions of the lanes, and what the mask program makes of them
   void pack_queries(int sub);  // and what the score program makes of them
-  template <class F>
-  void each_run(const View& view, F&& pack) const;
+  using KeyRows = std::array<const std::byte*, key_block>;
+  KeyRows key_rows_of(const View& view) const;
   void pack_by_columns(const View& view, int d, float* to) const;  // pairs along d
   void pack_by_rows(const View& view, int d, float* to) const;     // pairs along the keys
   void pack_quantised() const;                                     // K in int8

@@ -44,32 +44,17 @@ UNDIVIDED_VEC vi wide_words(const std::byte* from, int n) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(at)));
 }
 
-static void pack_row_pairs_tile(const std::byte* from,
-                                std::ptrdiff_t stride_bytes,
-                                int first,
-                                int rows,
-                                int columns,
-                                float* to) {
-  const int end = first + rows, whole = whole_blocks(columns);
-  for (int r = first; r < end;) {
-    const bool two = r % 2 == 0 && r + 1 < end;
-    if (two) {
-      for (int c = 0; c < whole; c += W) {
-        const vi low = wide_words(from + 2 * c, columns - c);
-        const vi high = wide_words(from + stride_bytes + 2 * c, columns - c);
-        store_blocks(block_at(to, r / 2, c),
-                     block_column,
-                     whole - c,
-                     as_f(ori(low, _mm512_slli_epi32(high, 16))));
-      }
-    } else {
-      for (int c = 0; c < whole; ++c)
-        reinterpret_cast<std::uint16_t*>(block_at(to, r / 2, c))[r % 2] =
-            c < columns ? reinterpret_cast<const std::uint16_t*>(from)[c] : std::uint16_t{0};
+static void pack_row_pairs_tile(const std::byte* const* rows, int count, int columns, float* to) {
+  const int whole = whole_blocks(columns);
+  for (int r = 0; r < count; r += 2)
+    for (int c = 0; c < whole; c += W) {
+      const vi low = wide_words(rows[r] + 2 * c, columns - c);
+      const vi high = r + 1 < count ? wide_words(rows[r + 1] + 2 * c, columns - c) : set1i(0);
+      store_blocks(block_at(to, r / 2, c),
+                   block_column,
+                   whole - c,
+                   as_f(ori(low, _mm512_slli_epi32(high, 16))));
     }
-    r += two ? 2 : 1;
-    from += two ? 2 * stride_bytes : stride_bytes;
-  }
 }
 
 static void pair_lanes_tile(const float* p, int rows, float* to) {

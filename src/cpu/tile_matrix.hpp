@@ -33,10 +33,11 @@ static void open_tiles() {
 static void close_tiles() { _tile_release(); }
 
 static void pack_panel_words(
-    const std::byte* from, std::ptrdiff_t stride_bytes, int first, int rows, int bytes, float* to) {
-  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+    const std::byte* const* rows, int first, int count, int bytes, float* to) {
+  for (int r = 0; r < count; ++r)
     for (int w = 0; w < bytes / 4; w += edge)
-      store(to + w / edge * panel + r * edge, load(reinterpret_cast<const float*>(from) + w));
+      store(to + w / edge * panel + (first + r) * edge,
+            load(reinterpret_cast<const float*>(rows[r]) + w));
 }
 
 /// Half a panel of V, 16 pairs of rows: in rows of 16 columns, then in columns of 16 pairs.
@@ -44,35 +45,20 @@ UNDIVIDED_VEC std::int64_t half_panel(int c, int half) {
   return c / edge * panel + half * edge * edge;
 }
 
-static void pack_panel_pairs(const std::byte* from,
-                             std::ptrdiff_t stride_bytes,
-                             int first,
-                             int rows,
-                             int columns,
-                             float* to) {
+static void pack_panel_pairs(const std::byte* const* rows, int count, int columns, float* to) {
   // The low and the high halves of quarters, which a shuffle of two rows keeps apart.
   const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);
-  const int end = first + rows;
-  for (int r = first; r < end;) {
+  for (int r = 0; r < count; r += 2) {
     float* at = to + r / 2 * edge;
-    if (r % 2 == 1 || r + 1 == end) {
-      for (int c = 0; c < columns; ++c)
-        reinterpret_cast<std::uint16_t*>(at + half_panel(c, 0) + c % edge)[r % 2] =
-            reinterpret_cast<const std::uint16_t*>(from)[c];
-      from += stride_bytes;
-      ++r;
-      continue;
-    }
     for (int c = 0; c < columns; c += 2 * edge) {
-      const auto row = [&](const std::byte* x) {
-        return _mm512_permutexvar_epi64(order, _mm512_loadu_si512(x + 2 * c));
+      const auto row = [&](int i) {
+        return i < count ? _mm512_permutexvar_epi64(order, _mm512_loadu_si512(rows[i] + 2 * c))
+                         : _mm512_setzero_si512();
       };
-      const __m512i even = row(from), odd = row(from + stride_bytes);
+      const __m512i even = row(r), odd = row(r + 1);
       store(at + half_panel(c, 0), as_f(_mm512_unpacklo_epi16(even, odd)));
       store(at + half_panel(c + edge, 0), as_f(_mm512_unpackhi_epi16(even, odd)));
     }
-    from += 2 * stride_bytes;
-    r += 2;
   }
 }
 

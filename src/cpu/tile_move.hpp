@@ -143,29 +143,26 @@ UNDIVIDED_VEC float* block_at(float* to, int r, int c) {
   return to + c / block_edge * block_column + r * block_edge + c % block_edge;
 }
 
-static void pack_block_rows(const std::byte* from,
-                            std::ptrdiff_t stride_bytes,
-                            DType dtype,
-                            int first,
-                            int rows,
-                            int columns,
-                            float* to) {
+static void pack_block_rows(
+    const std::byte* const* rows, int count, DType dtype, int columns, float* to) {
   const int bytes = dtype == DType::f32 ? 4 : 2;
-  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+  for (int r = 0; r < count; ++r)
     for (int c = 0; c < whole_blocks(columns); c += W)
       store_blocks(block_at(to, r, c),
                    block_column,
                    columns - c,
-                   load_columns(dtype, from + c * bytes, columns - c));
+                   load_columns(dtype, rows[r] + c * bytes, columns - c));
 }
 
 static void pack_block_words(
-    const std::byte* from, std::ptrdiff_t stride_bytes, int first, int rows, int bytes, float* to) {
+    const std::byte* const* rows, int first, int count, int bytes, float* to) {
   const int words = (bytes + 3) / 4;
-  for (int r = first; r < first + rows; ++r, from += stride_bytes)
+  for (int r = 0; r < count; ++r)
     for (int c = 0; c < whole_blocks(words); c += W)
-      store_blocks(
-          block_at(to, r, c), block_column, words - c, load_words(from + c * 4, bytes - c * 4));
+      store_blocks(block_at(to, first + r, c),
+                   block_column,
+                   words - c,
+                   load_words(rows[r] + c * 4, bytes - c * 4));
 }
 
 static void unpack_tile(const float* from,

@@ -93,23 +93,22 @@ static void pack_quantised_queries(const std::byte* const* rows,
 
 /// PackWords lays the words of rows out as the products read them.
 template <auto PackWords>
-static void pack_quantised_keys(const std::byte* from,
-                                std::ptrdiff_t stride_bytes,
+static void pack_quantised_keys(const std::byte* const* rows,
+                                int count,
                                 DType dtype,
-                                int first,
-                                int rows,
                                 int columns,
                                 const float* mean,
                                 float* to,
                                 float* factor,
                                 float* start) {
   alignas(64) float made[integer_row], x[float_row];
-  for (int r = first; r < first + rows; ++r, from += stride_bytes) {
-    widen_whole(dtype, from, columns, x);
+  const auto* words = reinterpret_cast<const std::byte*>(made);
+  for (int r = 0; r < count; ++r) {
+    widen_whole(dtype, rows[r], columns, x);
     int sum = 0;
     factor[r] = quantise(x, mean, columns, 0, made, &sum);
     start[r] = IntegerWords::start(sum);
-    PackWords(reinterpret_cast<const std::byte*>(made), 0, r, 1, integer_bytes(columns), to);
+    PackWords(&words, r, 1, integer_bytes(columns), to);
   }
 }
 
