@@ -41,6 +41,7 @@ struct Spec {
   bool shared_pages = false;  ///< a backward in which two places of the page table name one page
   bool aligned = true;        ///< every base and stride is a multiple of 16 bytes
   bool wide_index = false;    ///< offsets inside a tensor need 64 bits
+  bool listed = false;        ///< Args carry RowLists; the mask keeps all pairs
   Origin origin = Origin::unread;
   std::shared_ptr<const expr::Program> mask;   ///< lifted; never null
   std::shared_ptr<const expr::Program> score;  ///< lifted; never null
@@ -79,11 +80,23 @@ struct Positions {
 std::shared_ptr<const BoundProgram> bind(const Mask& mask, const Positions& reach);
 std::shared_ptr<const BoundProgram> bind(const Score& score, const Positions& reach);
 
+/// Rows by lists, on the host. Row i of a head of the problem is row q[b, h, i] of Q, O, LSE, dO
+/// and dQ; key j of a KV head is row k[b, h, j] of K, V, dK and dV. A row keeps the keys first[b,
+/// h, i]
+/// .. end[b, h, i] - 1 of its KV head's list, and neither end ever descends. Rows that no list
+/// names have O = 0, LSE = -inf and gradients of 0.
+struct RowLists {
+  View q, k;                  ///< i32 [batch, head, room], [batch, KV head, room of keys], dense
+  View q_lengths, k_lengths;  ///< i32 [batch, head], [batch, KV head]: how many of them
+  View first, end;            ///< i32 like q
+};
+
 /// Data of one run. On CUDA, lengths, offsets, tables, origins, arrays and the seed view are device
 /// memory.
 struct Args {
   Rows q;
   Kv kv;
+  RowLists lists;
   View o, lse, max_logit, key_mass;  ///< a backward reads o and lse
   double scale = 1;
   View q_origin, k_origin;

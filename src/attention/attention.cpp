@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "attention/execute.hpp"
 #include "expr/program.hpp"
 #include "ref/reference.hpp"
@@ -100,9 +102,21 @@ Gradients finish_shapes(Gradients g, const Rows& q, const Kv& kv) {
   return g;
 }
 
-void attach(Problem& p, const std::shared_ptr<const MaskPlan>& mask_plan) {
-  p.args.mask_plan = mask_plan;
-  p.spec.mask_plan = mask_plan != nullptr;
+void attach(Problem& p, const Known& known) {
+  p.args.mask_plan = known.mask_plan;
+  p.spec.mask_plan = known.mask_plan != nullptr;
+  const RowLists& lists = known.lists;
+  if (!lists.q) return;
+  p.args.lists = lists;
+  p.spec.listed = true;
+  const auto longest = [](const View& lengths) {
+    const auto* n = static_cast<const std::int32_t*>(lengths.data);
+    return lengths.count() > 0 ? std::int64_t{*std::max_element(n, n + lengths.count())} : 0;
+  };
+  p.bounds.max_q_len = longest(lists.q_lengths);
+  p.bounds.max_k_len = longest(lists.k_lengths);
+  p.bounds.total_q = p.bounds.batch * p.bounds.max_q_len;
+  p.bounds.total_k = p.bounds.batch * p.bounds.max_k_len;
 }
 
 Gradients gradients_of(Problem& p, const Rows& q, const Kv& kv, const Context& context) {
@@ -113,20 +127,20 @@ Gradients gradients_of(Problem& p, const Rows& q, const Kv& kv, const Context& c
 
 }  // namespace
 
-Forward attention_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+Forward attention_with(const Known& known,
                        const Rows& q,
                        const Kv& kv,
                        const Options& options,
                        const Context& context) {
   Problem p = resolve(q, kv, options);
-  attach(p, mask_plan);
+  attach(p, known);
   Forward f = make_results(p, options, context, false);
   execute(p, context);
   return finish_shapes(std::move(f), single_sequence(q));
 }
 
 Forward attention(const Rows& q, const Kv& kv, const Options& options, const Context& context) {
-  return attention_with(nullptr, q, kv, options, context);
+  return attention_with({}, q, kv, options, context);
 }
 
 Forward attention(
@@ -158,7 +172,7 @@ Gradients attention_backward(const Rows& dout,
   return gradients_of(p, q, kv, context);
 }
 
-Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+Gradients attention_backward_with(const Known& known,
                                   const Rows& dout,
                                   const Rows& q,
                                   const Kv& kv,
@@ -166,7 +180,7 @@ Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_pl
                                   const std::array<View, 3>& into,
                                   const Context& context) {
   Problem p = resolve_backward(dout, q, kv, forward.o, forward.lse, forward.options, {});
-  attach(p, mask_plan);
+  attach(p, known);
   p.args.dq = into[0];
   p.args.dk = into[1];
   p.args.dv = into[2];

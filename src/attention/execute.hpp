@@ -47,14 +47,20 @@ void add_mask_plan(Problem& problem, const Context& context);
 /// Plans (or finds the plan), takes a workspace, runs, with a mask plan where it pays.
 void execute(Problem& problem, const Context& context);
 
-/// attention() and its backward with a mask plan that is already there; without one they may make
-/// one. Gradients of Q, K and V go to the views that are given.
-Forward attention_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+/// What a verb knows of a problem beside what its caller gave: a mask plan that is already there,
+/// or which rows take part.
+struct Known {
+  std::shared_ptr<const MaskPlan> mask_plan;
+  RowLists lists;
+};
+/// attention() and its backward with that; without a mask plan they may make one. Gradients of Q, K
+/// and V go to the views that are given.
+Forward attention_with(const Known& known,
                        const Rows& q,
                        const Kv& kv,
                        const Options& options,
                        const Context& context);
-Gradients attention_backward_with(const std::shared_ptr<const MaskPlan>& mask_plan,
+Gradients attention_backward_with(const Known& known,
                                   const Rows& dout,
                                   const Rows& q,
                                   const Kv& kv,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SCFA: gather kept rows, sorted; attend, a sequence per (batch, KV head); scatter.
+// SCFA: list kept rows, sorted; attend by these lists, on a device to gathered rows, a sequence per
+// (batch, KV head), whose results are scattered.
 #include "undivided/sparse.hpp"
 
 #include <fmt/format.h>
@@ -10,6 +11,7 @@
 #include "attention/execute.hpp"
 #include "attention/sparse_rows.hpp"
 #include "cuda/memory.hpp"
+#include "cuda/row_lists.hpp"
 #include "expr/program.hpp"
 
 namespace undivided {
@@ -115,7 +117,7 @@ class Gathered {
     for (const Request& r : requests) {
       View dense = compact(r);
       dense.data = to;
-      if (r.fill) take_rows(dense, *r.from, *r.index, 0, context);
+      if (r.fill) cuda::take_rows(dense, *r.from, *r.index, 0, context);
       to += aligned(dense);
       const std::int64_t group = dense.size(1) / kv_heads;
       views_.push_back(View::of(dense.data,
@@ -152,8 +154,36 @@ Tensor scattered(
   Tensor to = allocate(context, from.device, from.dtype, {batch, heads, places.size(2), dim});
   View rows = View::of(from.data, from.dtype, {batch, heads, room, dim}, from.device);
   rows.stride = {heads * room * from.size(3), room * from.size(3), from.size(3), 1};
-  take_rows(to, rows, places, empty, context);
+  cuda::take_rows(to, rows, places, empty, context);
   return to;
+}
+
+/// Lists with room for all tokens, so that nothing waits for a count, and the mask of the compact
+/// problem: a program by key columns over them, with its plan.
+Mask list_there(SparseForward& f,
+                const SparseRule& rule,
+                std::int64_t origin,
+                const Context& context) {
+  cuda::RowLists lists = cuda::list_rows(
+      {rule.q, rule.k, rule.buckets, static_cast<int>(rule.order), origin}, context);
+  f.q_rows = std::move(lists.q_rows);
+  f.k_rows = std::move(lists.k_rows);
+  f.q_places = std::move(lists.q_places);
+  f.k_places = std::move(lists.k_places);
+  f.first = std::move(lists.first);
+  f.end = std::move(lists.end);
+  const std::pair<std::int64_t, std::int64_t> range{0, f.q_rows.size(2)};
+  const Array first(f.first, "first", range), end(f.end, "end", range);
+  const Mask out =
+      mask([=](Expr s, Expr h, Expr i, Expr j) { return first(s, h, j) <= i && i < end(s, h, j); });
+  for (const Array& a : out.captures().arrays) lists.plan->versions.push_back(a.version());
+  f.plan = std::move(lists.plan);
+  return out;
+}
+
+Known known(const SparseForward& f) {
+  if (f.q_rows.device.kind != Device::Kind::cpu) return {f.plan, {}};
+  return {nullptr, {f.q_rows, f.k_rows, f.q_lengths, f.k_lengths, f.first, f.end}};
 }
 
 View on_device(const View& flags, const View& q, Tensor& keep, const Context& context) {
@@ -175,19 +205,23 @@ SparseForward run(const View& q,
   Tensor keep[2];
   rule.q = on_device(rule.q, q, keep[0], context);
   rule.k = on_device(rule.k, q, keep[1], context);
-  const bool at_end = options.align.value_or(Align::start) == Align::end;
+  const std::int64_t origin =
+      options.align.value_or(Align::start) == Align::end ? k.size(2) - q.size(2) : 0;
   SparseForward f;
   f.options = options;
   Options inner = options;
   inner.align = Align::start;
-  inner.mask = list_rows(f, rule, at_end ? k.size(2) - q.size(2) : 0, context);
+  if (q.device == cpu_device) {
+    list_rows(f, rule, origin, context);
+    f.compact = attention_with(known(f), q, dense(k, v), inner, context);
+    f.o = f.compact.o;
+    f.lse = f.compact.lse;
+    return f;
+  }
+  inner.mask = list_there(f, rule, origin, context);
   if (!inner.scale) inner.scale = 1 / std::sqrt(static_cast<double>(q.size(3)));
   const Gathered rows(k.size(1), {{&q, &f.q_rows}, {&k, &f.k_rows}, {&v, &f.k_rows}}, context);
-  if (!f.plan) {
-    const Problem p = resolve(rows[0], dense(rows[1], rows[2]), inner);
-    if (makes_mask_plan(p, context)) f.plan = new_plan_of_mask(p, context);
-  }
-  f.compact = attention_with(f.plan, rows[0], dense(rows[1], rows[2]), inner, context);
+  f.compact = attention_with(known(f), rows[0], dense(rows[1], rows[2]), inner, context);
   f.o = scattered(f.compact.o, f.q_places, v.size(3), 0, context);
   View lse = f.compact.lse;
   lse.rank = 4;
@@ -225,19 +259,19 @@ Gradients sparse_attention_backward(const View& dout,
                                     const SparseForward& f,
                                     const Context& context) {
   check_inputs(q, k, v);
-  const auto as_listed = [](const View& x, const View& places) {
-    bool same = places.rank == 3 && places.device == x.device;
-    for (int axis = 0; same && axis < 3; ++axis) same = x.size(axis) == places.size(axis);
+  const auto as_listed = [](const View& x, const View& rows) {
+    bool same = rows.rank == 3 && rows.device == x.device;
+    for (int axis = 0; same && axis < 3; ++axis) same = x.size(axis) == rows.size(axis);
     return same;
   };
-  for (const auto& [name, x, places] : {std::tuple{"Q", &q, &f.q_places}, {"K", &k, &f.k_places}})
-    if (!as_listed(*x, *places))
+  for (const auto& [name, x, rows] : {std::tuple{"Q", &q, &f.q_rows}, {"K", &k, &f.k_rows}})
+    if (!as_listed(*x, *rows))
       refuse("sparse attention: {} is {} on {}; the forward listed rows of {} on {}",
              name,
              x->describe(),
              to_string(x->device),
-             places->describe(),
-             to_string(places->device));
+             rows->describe(),
+             to_string(rows->device));
   bool same = dout.rank == 4 && dout.device == q.device && dout.step(3) == 1;
   for (int axis = 0; same && axis < 4; ++axis) same = dout.size(axis) == f.o.size(axis);
   if (!same)
@@ -246,6 +280,8 @@ Gradients sparse_attention_backward(const View& dout,
            to_string(dout.device),
            f.o.describe(),
            to_string(q.device));
+  if (q.device == cpu_device)
+    return attention_backward_with(known(f), dout, q, dense(k, v), f.compact, {}, context);
   const Gathered rows(k.size(1),
                       {{&q, &f.q_rows},
                        {&k, &f.k_rows},
@@ -255,7 +291,7 @@ Gradients sparse_attention_backward(const View& dout,
                        {&k, &f.k_rows, false},
                        {&v, &f.k_rows, false}},
                       context);
-  Gradients inner = attention_backward_with(f.plan,
+  Gradients inner = attention_backward_with(known(f),
                                             rows[3],
                                             rows[0],
                                             dense(rows[1], rows[2]),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which rows of a sparse attention take part, in which order, and which of them meet.
+// Which rows of a sparse attention take part, in which order, and which of them meet, on the host.
 #pragma once
 
+#include "undivided/plan.hpp"
 #include "undivided/sparse.hpp"
 
 namespace undivided {
@@ -14,19 +15,10 @@ struct SparseRule {
   bool buckets;
 };
 
-/// Fills the lists of `f`, on the device of the flags, and gives the mask of the compact problem: a
-/// program by key columns over them. Queries are `origin` later than their number says. Host lists
-/// are as long as the longest head; those on a device have a place for each token, so that nothing
-/// waits for a count, and come with a mask plan.
-Mask list_rows(SparseForward& f,
+/// Fills the lists of `f`. Queries are `origin` later than their number says.
+void list_rows(SparseForward& f,
                const SparseRule& rule,
                std::int64_t origin,
                const Context& context);
-
-/// to[b, h, i] = from[b, h, index[b, h, i]], and `empty` in all its elements where the index is -1.
-/// Columns that `to` has more are empty too; rows of index -2 are left alone, as a device has room
-/// for rows that nobody reads.
-void take_rows(
-    const View& to, const View& from, const View& index, float empty, const Context& context);
 
 }  // namespace undivided

@@ -8,6 +8,7 @@
 #include "cpu/forward.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/merge.hpp"
+#include "expr/program.hpp"
 #include "undivided/error.hpp"
 
 namespace undivided::cpu {
@@ -31,6 +32,8 @@ Support support(const Spec& spec, const Bounds& bounds, const Context&) {
   for (const int d : {spec.dqk, spec.dv})
     if (d < 1 || d > max_dim)
       return no("head dim", fmt::format("1 to {}", max_dim), fmt::format("{}", d));
+  if (spec.listed && (spec.mask->root().op != expr::Op::constant || spec.mask->root().integer != 1))
+    return no("rows by lists say themselves which keys they keep", "a mask of all pairs", "a mask");
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (bounds.max_q_len > most || bounds.max_k_len > most)
     return no("sequence length",

@@ -31,20 +31,16 @@ constexpr std::int64_t most_groups = 64;  // of sums of captured arrays
 
 enum class Form : std::uint8_t { whole, parts, passes };
 
-template <class F>
-void for_each_row(const View& v, F&& body) {  // rank 3 or 4, last axis dense
+void zero(const View& v, Executor& executor) {  // rank 3 or 4, last axis dense
+  if (!v) return;
   const std::int64_t n0 = v.rank == 4 ? v.size(0) : 1, s0 = v.rank == 4 ? v.stride[0] : 0;
   const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
-  for (std::int64_t a = 0; a < n0; ++a)
-    for (std::int64_t b = 0; b < v.size(-3); ++b)
-      for (std::int64_t c = 0; c < v.size(-2); ++c)
-        body(static_cast<std::byte*>(v.data) + (a * s0 + b * v.step(-3) + c * v.step(-2)) * bytes);
-}
-
-void zero(const View& v) {
-  if (!v) return;
-  const std::size_t bytes = static_cast<std::size_t>(v.size(-1)) * size_of(v.dtype);
-  for_each_row(v, [&](std::byte* row) { std::fill_n(row, bytes, std::byte{0}); });
+  executor.parallel_for(n0 * v.size(-3), [&](std::int64_t task, int) {
+    auto* row = static_cast<std::byte*>(v.data) +
+                (task / v.size(-3) * s0 + task % v.size(-3) * v.step(-3)) * bytes;
+    for (std::int64_t i = 0; i < v.size(-2); ++i, row += v.step(-2) * bytes)
+      std::fill_n(row, v.size(-1) * bytes, std::byte{0});
+  });
 }
 
 class Backward final : public Prepared {
@@ -186,11 +182,16 @@ struct Backward::Call {
     return SweepMemory(arena, plan.setup_, buffer_keys);
   }
 
+  float& number(
+      const View& v, const Sequence& s, std::int64_t b, std::int64_t h, std::int64_t i) const {
+    return *reinterpret_cast<float*>(scalar_address(run.spec, v, s, b, h, i));
+  }
+
   /// delta = rowsum(dO * O) - dLSE, and LSE in log2 units.
   void statistics(std::int64_t b, std::int64_t h) const {
     const Spec& spec = run.spec;
     const Args& args = run.args;
-    const Sequence s = sequence(spec, args, b);
+    const Sequence s = sequence(spec, args, b, h);
     float x[512], y[512];
     for (std::int64_t i = 0; i < s.q_len; ++i) {
       run.kernels.copy_rows(
@@ -207,8 +208,8 @@ struct Backward::Call {
       const float dlse = args.dlse ? *row_scalar(spec, args.dlse, s, b, h, i) : 0.0f;
       // A row without a key has no gradient, whatever came in.
       const bool none = lse == -infinity;
-      *row_scalar(spec, delta, s, b, h, i) = none ? 0.0f : run.kernels.dot(x, y, spec.dv) - dlse;
-      *row_scalar(spec, lse2, s, b, h, i) = none ? infinity : static_cast<float>(lse * log2_e);
+      number(delta, s, b, h, i) = none ? 0.0f : run.kernels.dot(x, y, spec.dv) - dlse;
+      number(lse2, s, b, h, i) = none ? infinity : static_cast<float>(lse * log2_e);
     }
   }
 
@@ -217,12 +218,11 @@ struct Backward::Call {
     const double logit = static_cast<const float*>(sink.data)[h * sink.step(0)];
     double sum = 0;
     for (std::int64_t b = 0; b < run.batch; ++b) {
-      const Sequence s = sequence(run.spec, run.args, b);
+      const Sequence s = sequence(run.spec, run.args, b, h);
       for (std::int64_t i = 0; i < s.q_len; ++i) {
         const float lse = *row_scalar(run.spec, run.args.lse, s, b, h, i);
         if (lse == -infinity) continue;
-        sum -=
-            std::exp(logit - lse) * static_cast<double>(*row_scalar(run.spec, delta, s, b, h, i));
+        sum -= std::exp(logit - lse) * static_cast<double>(number(delta, s, b, h, i));
       }
     }
     static_cast<float*>(run.args.dsink.data)[h * run.args.dsink.step(0)] = static_cast<float>(sum);
@@ -234,7 +234,7 @@ struct Backward::Call {
                std::int64_t tile,
                int id,
                const CapturedSums::Place* captured) const {
-    const Sequence s = sequence(run.spec, run.args, b);
+    const Sequence s = sequence(run.spec, run.args, b, h);
     Sweep sweep(run, memory(id), lse2, delta);
     sweep.want_dq = run.spec.want_dq;
     if (captured) sweep.capture(*captured);
@@ -254,7 +254,7 @@ struct Backward::Call {
   /// dQ of one tile of queries, from the chunks in ascending order.
   void add_parts(std::int64_t b, std::int64_t h, std::int64_t tile) const {
     const FlushToZero flush;
-    const Sequence s = sequence(run.spec, run.args, b);
+    const Sequence s = sequence(run.spec, run.args, b, h);
     const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = plan.setup_.tile;
     float sum[512];
     for (std::int64_t i = tile * size; i < std::min(s.q_len, (tile + 1) * size); ++i) {
@@ -288,7 +288,7 @@ struct Backward::Call {
             bool one_pass,
             const CapturedSums::Place* captured) const {
     const Spec& spec = run.spec;
-    const Sequence s = sequence(spec, run.args, b);
+    const Sequence s = sequence(spec, run.args, b, kv_head * spec.group);
     const std::int64_t k1 = std::min(s.k_len, k0 + buffer_keys);
     if (k0 >= k1 && !(one_pass && k0 == 0)) return;
     const SweepMemory m = memory(id);
@@ -302,14 +302,15 @@ struct Backward::Call {
     for (int g = 0; g < spec.group; ++g) {
       const std::int64_t h = kv_head * spec.group + g;
       const bool kept = sweep.want_dq && form == Form::parts;
-      sweep.run(s,
+      const Sequence mine = sequence(spec, run.args, b, h);
+      sweep.run(mine,
                 b,
                 h,
                 0,
-                plan.setup_.tiles(s.q_len),
+                plan.setup_.tiles(mine.q_len),
                 k0,
                 k1,
-                kept ? part(s, b, h, k0 / chunk_keys) : DqPart{});
+                kept ? part(mine, b, h, k0 / chunk_keys) : DqPart{});
     }
     const auto store =
         [&](const View& to, const float* from, std::int64_t stride, int d, float factor) {
@@ -360,7 +361,7 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
   const auto scalars = [&](float* data) {
     return spec.rows == RowKind::ragged
                ? View::of(data, DType::f32, {shared.heads, args.q.data.size(0)})
-               : View::of(data, DType::f32, {shared.batch, shared.heads, args.q.data.size(2)});
+               : View::of(data, DType::f32, {shared.batch, shared.heads, shared.max_q_len});
   };
   // Nobody else could take the other chunks of keys: rows are then loaded and dQ written once.
   const Form form = alone_ && executor.workers() == 1 ? Form::whole : form_;
@@ -373,10 +374,10 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
             static_cast<std::byte*>(workspace) + fixed_bytes_,
             form,
             buffer_keys};
-  if (spec.q_lengths || spec.rows == RowKind::ragged) zero(args.dq);
-  if (spec.k_lengths || spec.kv != KvKind::dense) {
-    zero(args.dk);
-    zero(args.dv);
+  if (spec.q_lengths || spec.listed || spec.rows == RowKind::ragged) zero(args.dq, executor);
+  if (spec.k_lengths || spec.listed || spec.kv != KvKind::dense) {
+    zero(args.dk, executor);
+    zero(args.dv, executor);
   }
   const bool serial = spec.kv == KvKind::paged && call.pages_are_shared();
   call.add = serial;

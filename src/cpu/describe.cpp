@@ -30,7 +30,8 @@ std::string products_of(const Setup& setup) {
 Explanation describe(const Setup& setup, const char* direction) {
   const Spec& s = setup.spec;
   const expr::Band band = band_of(s);
-  const char* mask = s.mask_plan   ? (s.inside == Inside::program ? "plan.inside" : "plan")
+  const char* mask = s.listed      ? "lists"
+                     : s.mask_plan ? (s.inside == Inside::program ? "plan.inside" : "plan")
                      : !setup.band ? "program"
                      : band.has_left || band.has_right ? "band"
                                                        : "full";

@@ -120,26 +120,29 @@ class Call {
     return Worker(arena, setup_);
   }
 
-  /// Rows past the lengths hold zeros and -inf, whatever was there.
-  void clear_unused() const {
+  /// Rows past the lengths, or of no list, hold zeros and -inf, whatever was there.
+  void clear_unused(Executor& executor) const {
     const Spec& spec = run_.spec;
     const Args& args = run_.args;
-    for (std::int64_t b = 0; b < run_.batch; ++b) {
-      Sequence s = sequence(spec, args, b);
+    executor.parallel_for(run_.batch * run_.heads, [&](std::int64_t task, int) {
+      const std::int64_t b = task / run_.heads, h = task % run_.heads;
+      Sequence s = sequence(spec, args, b, h);
       std::int64_t first = s.q_len, end = s.q_len;
       if (spec.rows == RowKind::dense) end = args.q.data.size(2);
       if (spec.rows == RowKind::ragged && b + 1 == run_.batch)
         end = args.q.data.size(0) - s.q_first;
-      for (std::int64_t h = 0; h < run_.heads; ++h)
-        for (std::int64_t i = first; i < end; ++i) {
-          if (args.o) {
-            std::byte* row = row_address(spec, args.o, s, b, h, i);
-            std::fill_n(
-                row, static_cast<std::size_t>(spec.dv) * size_of(args.o.dtype), std::byte{0});
-          }
-          if (lse_) *row_scalar(spec, lse_, s, b, h, i) = -infinity;
-        }
-    }
+      if (spec.listed) {  // all: those of the lists are written later
+        first = 0;
+        s.q_rows = nullptr;
+      }
+      for (std::int64_t i = first; i < end; ++i) {
+        if (args.o)
+          std::fill_n(row_address(spec, args.o, s, b, h, i),
+                      static_cast<std::size_t>(spec.dv) * size_of(args.o.dtype),
+                      std::byte{0});
+        if (lse_) *row_scalar(spec, lse_, s, b, h, i) = -infinity;
+      }
+    });
     if (args.max_logit)
       for (std::int64_t b = 0; b < run_.batch; ++b)
         for (std::int64_t h = 0; h < run_.heads; ++h)
@@ -154,7 +157,7 @@ class Call {
             std::int64_t splits,
             std::int64_t split_keys,
             int id) const {
-    const Sequence s = sequence(run_.spec, run_.args, b);
+    const Sequence s = sequence(run_.spec, run_.args, b, head);
     const std::int64_t first = index * run_.tile, rows = run_.rows_of(s);
     if (first >= rows) return;
     const int count = static_cast<int>(std::min<std::int64_t>(run_.tile, rows - first));
@@ -180,7 +183,7 @@ class Call {
 
   /// Merges the parts of one macro-tile's rows in ascending order of keys.
   void merge(std::int64_t b, std::int64_t head, std::int64_t index, std::int64_t splits) const {
-    const Sequence s = sequence(run_.spec, run_.args, b);
+    const Sequence s = sequence(run_.spec, run_.args, b, head);
     const std::int64_t end = std::min(run_.rows_of(s), (index + 1) * run_.tile);
     float sum[512];
     const std::int64_t dv = run_.spec.dv;
@@ -212,7 +215,7 @@ class Call {
   /// key_mass of keys [j0, j0 + mass_keys): the weights again, with the final LSE, summed over
   /// queries.
   void mass(std::int64_t b, std::int64_t head, std::int64_t j0, int id) const {
-    const Sequence s = sequence(run_.spec, run_.args, b);
+    const Sequence s = sequence(run_.spec, run_.args, b, head);
     const std::int64_t end = std::min(s.k_len, j0 + mass_keys);
     if (j0 >= end) return;
     const Worker w = worker(id);
@@ -342,7 +345,7 @@ void Forward::run(const Args& args, void* workspace, const Context& context) con
               : View::of(fixed.lse, DType::f32, {shared.batch, shared.heads, args.q.data.size(2)});
   const Call call(
       shared, static_cast<std::byte*>(workspace) + fixed_bytes_, worker_bytes_, fixed.parts, lse);
-  call.clear_unused();
+  call.clear_unused(executor);
   const std::int64_t heads = shared.task_heads();
   const std::int64_t rows = shared.max_q_len * (setup_.packed ? spec.group : 1);
   const std::int64_t tiles = shared.tiles(rows);

@@ -68,7 +68,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   // Packing fills lanes that few queries would leave idle. A program that reads the head, a mask
   // plan with an entry per head, and key_mass want one head in all lanes.
   packed = spec.group > 1 && bounds.max_q_len < 2 * kernels->lanes && !spec.mask_plan &&
-           !spec.key_mass && !spec.mask->reads(expr::Op::head) &&
+           !spec.listed && !spec.key_mass && !spec.mask->reads(expr::Op::head) &&
            !spec.score->reads(expr::Op::head) && spec.op == Operation::forward;
   // Rows that fill half a vector at most are bound by memory: the decode tile widens K and V on
   // their way. Where a row's bits may not depend on how many there are, prefill decides.
@@ -94,7 +94,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   mask = flatten(*spec.mask, {.diagonals = !packed}, leaves_of(columns));
   score = flatten(*spec.score, {.diagonals = !packed, .in_place = true});
   score.used = !is_identity(*spec.score);
-  choose_tiles(spec.mask_plan || (shape.has_left && shape.has_right));
+  choose_tiles(spec.mask_plan || spec.listed || (shape.has_left && shape.has_right));
 }
 
 void Setup::choose_tiles(bool may_slide) {
@@ -117,8 +117,40 @@ void Setup::choose_tiles(bool may_slide) {
 
 namespace {
 
+void check_list(const char* name, const std::int32_t* list, std::int64_t n, std::int64_t most) {
+  std::int32_t low = 0, high = -1;
+  for (std::int64_t i = 0; i < n; ++i) low = std::min(low, list[i]), high = std::max(high, list[i]);
+  if (low < 0 || high >= most)
+    refuse("the list of {} holds {} to {}; rows 0 to {} exist", name, low, high, most - 1);
+}
+
+void check_lists(const Args& args, const Sequence& s) {
+  check_list("Q", s.q_rows, s.q_len, args.q.data.size(2));
+  check_list("K", s.k_rows, s.k_len, args.kv.k.size(2));
+  bool ascend = true;
+  std::int32_t first = 0, end = 0;
+  for (std::int64_t i = 0; i < s.q_len; ++i) {
+    ascend &= first <= s.first[i] && end <= s.end[i];
+    first = s.first[i], end = s.end[i];
+  }
+  if (!ascend || first > s.k_len || end > s.k_len)
+    refuse("the ends of the keys of rows must ascend within the {} keys", s.k_len);
+}
+
 /// Are the keys of a row few, from the first to the last, and do they move along with the row?
 bool slides(const Args& args, MaskKind kind) {
+  if (const RowLists& lists = args.lists; lists.q) {
+    std::int64_t rows = 0, keys = 0;
+    for (std::int64_t b = 0; b < lists.q.size(0); ++b)
+      for (std::int64_t h = 0; h < lists.q.size(1); ++h) {
+        const auto n = *static_cast<const std::int32_t*>(lists.q_lengths.at({b, h}));
+        const auto *first = static_cast<const std::int32_t*>(lists.first.at({b, h, 0})),
+                   *end = static_cast<const std::int32_t*>(lists.end.at({b, h, 0}));
+        rows += n;
+        for (std::int32_t i = 0; i < n; ++i) keys += std::max(0, end[i] - first[i]);
+      }
+    return keys <= rows * sliding_keys;
+  }
   if (kind == MaskKind::band) {
     const expr::Band& band = args.mask->band;
     return band.has_left && band.has_right && band.left + band.right < sliding_keys;
@@ -152,18 +184,21 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   kv_heads = args.kv.k.size(1);
   if (spec.rows == RowKind::ragged) check_offsets("Q", args.q.offsets, args.q.data.size(0));
   if (spec.kv == KvKind::ragged) check_offsets("K", args.kv.offsets, args.kv.k.size(0));
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const Sequence s = sequence(spec, args, b);
+  for (std::int64_t i = 0; i < batch * (spec.listed ? heads : 1); ++i) {
+    const std::int64_t b = spec.listed ? i / heads : i;
+    const Sequence s = sequence(spec, args, b, i % heads);
     if (spec.q_lengths) check_length("Q", b, s.q_len, args.q.data.size(2));
     if (spec.k_lengths) check_length("K", b, s.k_len, args.kv.k.size(2));
     if (spec.kv == KvKind::paged) check_pages(args.kv, b, s.k_len);
     check_length("Q", b, s.q_len, setup.bounds.max_q_len);
     check_length("K", b, s.k_len, setup.bounds.max_k_len);
+    if (spec.listed) check_lists(args, s);
     max_q_len = std::max(max_q_len, s.q_len);
     max_k_len = std::max(max_k_len, s.k_len);
   }
   band = args.mask->band;
-  mask_kind = band.is_band     ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
+  mask_kind = spec.listed      ? MaskKind::band
+              : band.is_band   ? (band.has_left || band.has_right ? MaskKind::band : MaskKind::none)
               : spec.mask_plan ? MaskKind::plan
                                : MaskKind::program;
   tile =

@@ -44,6 +44,7 @@ struct Setup {
   void choose_tiles(bool may_slide);
 };
 
+/// Of a band the ends of the keys of a row are known, from its position or from lists.
 enum class MaskKind : std::uint8_t { none, band, plan, program };
 
 /// Queries of a macro-tile over which short rows of keys slide, and how long such a row is at most

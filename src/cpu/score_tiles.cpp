@@ -88,6 +88,7 @@ void ScoreTiles::begin(
 /// The first key that a row of a band keeps. Rows ascend, so those of a sub-block lie between the
 /// first one's and the last one's.
 std::int32_t ScoreTiles::low_of(std::int64_t r) const {
+  if (sequence_.first) return sequence_.first[r];
   const expr::Band& band = run_.band;
   if (!band.has_left) return 0;
   const std::int64_t q = sequence_.q_origin + run_.token_of(r);
@@ -97,6 +98,7 @@ std::int32_t ScoreTiles::low_of(std::int64_t r) const {
 
 /// The last one.
 std::int32_t ScoreTiles::high_of(std::int64_t r) const {
+  if (sequence_.end) return sequence_.end[r] - 1;
   const expr::Band& band = run_.band;
   if (!band.has_right) return static_cast<std::int32_t>(sequence_.k_len - 1);
   const std::int64_t q = sequence_.q_origin + run_.token_of(r);

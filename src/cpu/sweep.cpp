@@ -106,7 +106,8 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
     q_rows[lane] = tiles.address(q, sub, lane);
     rows[lane] = tiles.address(dout, sub, lane);
     const auto scalar = [&](const View& v) {
-      return *row_scalar(spec, v, tiles.sequence(), tiles.batch(), tiles.head(), token);
+      return *reinterpret_cast<const float*>(
+          scalar_address(spec, v, tiles.sequence(), tiles.batch(), tiles.head(), token));
     };
     memory_.lse2[at] = scalar(lse2_);
     memory_.delta[at] = scalar(delta_);
@@ -128,15 +129,9 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
     to += sub * lanes * columns;
     if (pairs)
       pairs->pair_queries(from, live, d, to, columns);
-    else  // rows of a head lie at one distance
-      kernels_.copy_rows(from[0],
-                         live > 1 ? from[1] - from[0] : 0,
-                         dtype,
-                         live,
-                         d,
-                         to,
-                         columns,
-                         static_cast<int>(columns));
+    else
+      for (int lane = 0; lane < live; ++lane, to += columns)
+        kernels_.copy_rows(from[lane], 0, dtype, 1, d, to, columns, static_cast<int>(columns));
   };
   if (want_dkv) {
     keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);

@@ -103,6 +103,8 @@ Support support_spec(const Spec& s, const Bounds& b) {
                                    b.kv_heads * s.group,
                                    b.max_q_len,
                                    b.max_k_len));
+  if (s.listed)
+    return Support::no("CUDA kernels read rows in their order", "rows without lists", describe(s));
   if (s.op == Operation::merge) return check_merge(s);
   if (!is_float16(s.dtype))
     return Support::no(

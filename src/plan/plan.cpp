@@ -81,10 +81,14 @@ void check_class(const Spec& s, const Bounds& b, Device device, const Args& a) {
     refuse_run("Q is on {}; this plan is for {}", to_string(q.device), to_string(device));
   within("batch", s.rows == RowKind::ragged ? a.q.offsets.size(0) - 1 : q.size(0), b.batch);
   within("KV heads", k.size(1), b.kv_heads);
-  within(
-      "total query rows", s.rows == RowKind::ragged ? q.size(0) : q.size(0) * q.size(2), b.total_q);
-  if (s.rows == RowKind::dense) within("q_len", q.size(2), b.max_q_len);
-  if (s.kv == KvKind::dense) within("k_len", k.size(2), b.max_k_len);
+  want("a list of rows", a.lists.q, s.listed);
+  if (!s.listed) {  // else their lengths are contents
+    within("total query rows",
+           s.rows == RowKind::ragged ? q.size(0) : q.size(0) * q.size(2),
+           b.total_q);
+    if (s.rows == RowKind::dense) within("q_len", q.size(2), b.max_q_len);
+    if (s.kv == KvKind::dense) within("k_len", k.size(2), b.max_k_len);
+  }
   if (s.kv == KvKind::ragged) within("total key rows", k.size(0), b.total_k);
   if (s.kv == KvKind::paged) within("pages", k.size(0), b.pages);
   want("Q offsets", a.q.offsets, s.rows == RowKind::ragged);

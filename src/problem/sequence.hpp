@@ -39,6 +39,8 @@ struct Sequence {
   std::int64_t q_len = 0, k_len = 0;
   std::int64_t q_first = 0, k_first = 0;    // first packed row (ragged), else 0
   std::int64_t q_origin = 0, k_origin = 0;  // position of local index 0
+  // Of one head, with lists only: which rows these are, and the keys that each row keeps.
+  const std::int32_t *q_rows = nullptr, *k_rows = nullptr, *first = nullptr, *end = nullptr;
 };
 
 inline std::int64_t batch_of(const Spec& spec, const Args& a) {
@@ -47,7 +49,27 @@ inline std::int64_t batch_of(const Spec& spec, const Args& a) {
 inline std::int64_t query_heads(const Args& a) { return a.q.data.size(1); }
 inline std::int64_t kv_heads(const Args& a) { return a.kv.k.size(1); }
 
-inline Sequence sequence(const Spec& spec, const Args& a, std::int64_t b) {
+/// With lists each query head is a sequence of its own.
+inline Sequence listed_sequence(const Spec& spec,
+                                const RowLists& lists,
+                                std::int64_t b,
+                                std::int64_t head) {
+  const auto at = [&](const View& v, std::int64_t h) {
+    const std::int64_t row = b * v.size(1) + h;
+    return static_cast<const std::int32_t*>(v.data) + row * (v.rank == 3 ? v.size(2) : 1);
+  };
+  Sequence s;
+  s.q_len = *at(lists.q_lengths, head);
+  s.k_len = *at(lists.k_lengths, head / spec.group);
+  s.q_rows = at(lists.q, head);
+  s.k_rows = at(lists.k, head / spec.group);
+  s.first = at(lists.first, head);
+  s.end = at(lists.end, head);
+  return s;
+}
+
+inline Sequence sequence(const Spec& spec, const Args& a, std::int64_t b, std::int64_t head = 0) {
+  if (spec.listed) return listed_sequence(spec, a.lists, b, head);
   Sequence s;
   if (spec.rows == RowKind::ragged) {
     s.q_first = index_at(a.q.offsets, b);
@@ -71,6 +93,9 @@ inline Sequence sequence(const Spec& spec, const Args& a, std::int64_t b) {
   return s;
 }
 
+/// Which row of the caller's row i is.
+inline std::int64_t row_of(const Sequence& s, std::int64_t i) { return s.q_rows ? s.q_rows[i] : i; }
+
 /// Address of a row of Q, O, dO or dQ (`v` normalised to 4-D dense or 3-D ragged).
 inline std::byte* row_address(const Spec& spec,
                               const View& v,
@@ -80,7 +105,7 @@ inline std::byte* row_address(const Spec& spec,
                               std::int64_t i) {
   const std::int64_t at = spec.rows == RowKind::ragged
                               ? (s.q_first + i) * v.stride[0] + h * v.stride[1]
-                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+                              : b * v.stride[0] + h * v.stride[1] + row_of(s, i) * v.stride[2];
   return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
 }
 
@@ -116,6 +141,8 @@ inline KeyRun key_run(const Spec& spec,
     return {base + ((s.k_first + j) * v.stride[0] + h * v.stride[1]) * bytes,
             v.stride[0] * bytes,
             s.k_len - j};
+  if (s.k_rows)
+    return {base + (b * v.stride[0] + h * v.stride[1] + s.k_rows[j] * v.stride[2]) * bytes, 0, 1};
   if (spec.kv == KvKind::dense)
     return {base + (b * v.stride[0] + h * v.stride[1] + j * v.stride[2]) * bytes,
             v.stride[2] * bytes,
@@ -127,17 +154,26 @@ inline KeyRun key_run(const Spec& spec,
           std::min(size - in_page, s.k_len - j)};
 }
 
-/// Where the LSE (or max, dLSE) of row i is: dense [batch, head, token], ragged [head, total].
+/// Where a number of row i of a problem is: dense [batch, head, row], ragged [head, total].
+inline std::byte* scalar_address(const Spec& spec,
+                                 const View& v,
+                                 const Sequence& s,
+                                 std::int64_t b,
+                                 std::int64_t h,
+                                 std::int64_t i) {
+  const std::int64_t at = spec.rows == RowKind::ragged
+                              ? h * v.stride[0] + (s.q_first + i) * v.stride[1]
+                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+}
+/// The same of the caller's row: LSE, max, dLSE.
 inline std::byte* row_scalar_address(const Spec& spec,
                                      const View& v,
                                      const Sequence& s,
                                      std::int64_t b,
                                      std::int64_t h,
                                      std::int64_t i) {
-  const std::int64_t at = spec.rows == RowKind::ragged
-                              ? h * v.stride[0] + (s.q_first + i) * v.stride[1]
-                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
-  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+  return scalar_address(spec, v, s, b, h, row_of(s, i));
 }
 inline float* row_scalar(const Spec& spec,
                          const View& v,

@@ -26,6 +26,7 @@ auto fields(const Spec& s) {
                   s.shared_pages,
                   s.aligned,
                   s.wide_index,
+                  s.listed,
                   s.origin,
                   s.sink,
                   s.dropout,
@@ -92,6 +93,7 @@ std::string describe(const Spec& s) {
   text += s.kv == KvKind::paged ? "/paged" : s.kv == KvKind::ragged ? "/ragged" : "/dense";
   if (s.mask) text += fmt::format(" mask '{}'", expr::print(*s.mask, false));
   if (s.score) text += fmt::format(" score '{}'", expr::print(*s.score, false));
+  if (s.listed) text += " listed";
   if (s.sink) text += " sink";
   if (s.dropout) text += " dropout";
   if (s.partial) text += " partial";

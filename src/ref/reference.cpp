@@ -61,7 +61,7 @@ class Row {
       expr::evaluate(
           *args_.score->program, args_.score->bound, point, score_scratch_.data(), &score[c]);
       expr::evaluate(*args_.mask->program, args_.mask->bound, point, mask_scratch_.data(), &keep);
-      kept[c] = keep != 0;
+      kept[c] = keep != 0 && (!s.first || (s.first[i] <= j && j < s.end[i]));
       if (spec_.dropout)
         survives[c] = philox::keep(
             args_.seed, philox::dropout_threshold(args_.dropout), b, h, point.q, point.k);
@@ -103,13 +103,14 @@ template <class F>
 void for_each_row(const Spec& spec, const Args& args, const Sample& sample, F&& body) {
   Row row(spec, args);
   for (std::int64_t b = 0; b < batch_of(spec, args); ++b) {
-    row.s = sequence(spec, args, b);
-    for (std::int64_t h = 0; h < query_heads(args); ++h)
+    for (std::int64_t h = 0; h < query_heads(args); ++h) {
+      row.s = sequence(spec, args, b, h);
       for (std::int64_t i = 0; i < row.s.q_len; ++i) {
         if (spec.op == Operation::forward && !sample.takes(b, h, i, row.s.q_len)) continue;
         row.load(b, h, i, sample);
         body(row);
       }
+    }
   }
 }
 
@@ -145,7 +146,7 @@ void add(std::byte* row, std::int64_t i, double x) { reinterpret_cast<double*>(r
 
 void forward(const Spec& spec, const Args& args, const Sample& sample) {
   fill(args.o, 0);
-  fill(args.lse, -infinity);  // rows past a length keep it
+  fill(args.lse, -infinity);  // rows past a length, or of no list, keep it
   fill(args.max_logit, -infinity);
   const Sum mass(args.key_mass);
   std::vector<double> o(static_cast<std::size_t>(spec.dv));
