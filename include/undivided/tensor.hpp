@@ -18,7 +18,11 @@ namespace undivided {
 /// boolean hold lengths, tables and captured arrays.
 enum class DType : std::uint8_t { f64, f32, f16, bf16, i8, e4m3, e5m2, i32, i64, boolean };
 
-std::size_t size_of(DType dtype);  ///< bytes of one element
+/// Bytes of one element.
+constexpr std::size_t size_of(DType dtype) {
+  constexpr std::uint8_t bytes[] = {8, 4, 2, 2, 1, 1, 1, 4, 8, 1};
+  return bytes[static_cast<std::size_t>(dtype)];
+}
 const char* name_of(DType dtype);  ///< "f32", "bf16", ...
 DType dtype_from_name(
     std::string_view name);  ///< raises Error{invalid_argument} that lists the names

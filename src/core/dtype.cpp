@@ -14,22 +14,8 @@
 namespace undivided {
 namespace {
 
-struct Row {
-  const char* name;
-  std::size_t size;
-};
-constexpr std::array<Row, 10> rows{{{"f64", 8},
-                                    {"f32", 4},
-                                    {"f16", 2},
-                                    {"bf16", 2},
-                                    {"i8", 1},
-                                    {"e4m3", 1},
-                                    {"e5m2", 1},
-                                    {"i32", 4},
-                                    {"i64", 8},
-                                    {"bool", 1}}};
-
-const Row& row(DType dtype) { return rows[static_cast<std::size_t>(dtype)]; }
+constexpr std::array<const char*, 10> names_of_types{
+    "f64", "f32", "f16", "bf16", "i8", "e4m3", "e5m2", "i32", "i64", "bool"};
 
 template <class T>
 T read(const void* at) {
@@ -93,14 +79,13 @@ void copy_axis(int axis, const View& from, const char* source, const View& to, c
 
 }  // namespace
 
-std::size_t size_of(DType dtype) { return row(dtype).size; }
-const char* name_of(DType dtype) { return row(dtype).name; }
+const char* name_of(DType dtype) { return names_of_types[static_cast<std::size_t>(dtype)]; }
 
 DType dtype_from_name(std::string_view name) {
   std::string names;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (name == rows[i].name) return static_cast<DType>(i);
-    names += fmt::format("{}{}", i ? ", " : "", rows[i].name);
+  for (std::size_t i = 0; i < names_of_types.size(); ++i) {
+    if (name == names_of_types[i]) return static_cast<DType>(i);
+    names += fmt::format("{}{}", i ? ", " : "", names_of_types[i]);
   }
   throw Error(Code::invalid_argument,
               Stage::resolve,

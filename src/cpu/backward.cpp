@@ -36,10 +36,11 @@ void zero(const View& v, Executor& executor) {  // rank 3 or 4, last axis dense
   const std::int64_t n0 = v.rank == 4 ? v.size(0) : 1, s0 = v.rank == 4 ? v.stride[0] : 0;
   const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
   executor.parallel_for(n0 * v.size(-3), [&](std::int64_t task, int) {
-    auto* row = static_cast<std::byte*>(v.data) +
-                (task / v.size(-3) * s0 + task % v.size(-3) * v.step(-3)) * bytes;
-    for (std::int64_t i = 0; i < v.size(-2); ++i, row += v.step(-2) * bytes)
-      std::fill_n(row, v.size(-1) * bytes, std::byte{0});
+    clear_rows(static_cast<std::byte*>(v.data) +
+                   (task / v.size(-3) * s0 + task % v.size(-3) * v.step(-3)) * bytes,
+               v.step(-2) * bytes,
+               v.size(-2),
+               v.size(-1) * bytes);
   });
 }
 

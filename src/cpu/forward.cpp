@@ -124,6 +124,7 @@ class Call {
   void clear_unused(Executor& executor) const {
     const Spec& spec = run_.spec;
     const Args& args = run_.args;
+    const auto size = static_cast<std::int64_t>(size_of(spec.out_dtype));
     executor.parallel_for(run_.batch * run_.heads, [&](std::int64_t task, int) {
       const std::int64_t b = task / run_.heads, h = task % run_.heads;
       Sequence s = sequence(spec, args, b, h);
@@ -135,13 +136,14 @@ class Call {
         first = 0;
         s.q_rows = nullptr;
       }
-      for (std::int64_t i = first; i < end; ++i) {
-        if (args.o)
-          std::fill_n(row_address(spec, args.o, s, b, h, i),
-                      static_cast<std::size_t>(spec.dv) * size_of(args.o.dtype),
-                      std::byte{0});
-        if (lse_) *row_scalar(spec, lse_, s, b, h, i) = -infinity;
-      }
+      if (first >= end) return;
+      if (args.o)
+        clear_rows(row_address(spec, args.o, s, b, h, first),
+                   args.o.stride[spec.rows == RowKind::ragged ? 0 : 2] * size,
+                   end - first,
+                   spec.dv * size);
+      for (std::int64_t i = first; lse_ && i < end; ++i)
+        *row_scalar(spec, lse_, s, b, h, i) = -infinity;
     });
     if (args.max_logit)
       for (std::int64_t b = 0; b < run_.batch; ++b)

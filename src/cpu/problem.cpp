@@ -236,6 +236,14 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
   }
 }
 
+void clear_rows(std::byte* first, std::int64_t step, std::int64_t count, std::int64_t bytes) {
+  if (step == bytes) {
+    bytes *= count;
+    count = count > 0 ? 1 : 0;
+  }
+  for (std::int64_t i = 0; i < count; ++i) std::fill_n(first + i * step, bytes, std::byte{0});
+}
+
 Executor& executor_of(const Context& context, int workers) {
   Executor& executor = context.executor ? *context.executor : default_executor();
   if (executor.workers() > workers)

@@ -92,6 +92,9 @@ struct Run {
   std::int64_t task_heads() const { return setup.packed ? kv_heads : heads; }
 };
 
+/// Zeroes `count` rows of `bytes` bytes that lie `step` apart.
+void clear_rows(std::byte* first, std::int64_t step, std::int64_t count, std::int64_t bytes);
+
 /// The executor of a call; refuses one with more workers than the plan has scratch for.
 Executor& executor_of(const Context& context, int workers);
 

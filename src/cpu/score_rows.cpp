@@ -48,17 +48,17 @@ void ScoreTiles::ask_rows(const View& v, int sub) const {
   }
 }
 
-/// Where the rows of the visited block lie.
-ScoreTiles::KeyRows ScoreTiles::key_rows_of(const View& view) const {
-  KeyRows rows;
+void ScoreTiles::find_keys(std::int64_t j0, KeyRows& to) const {
+  to.j0 = j0;
+  const std::int64_t end = std::min(j0 + key_block, sequence_.k_len);
   const std::int64_t head = run_.kv_head_of(head_);
-  for (int done = 0; done < rows_;) {
-    const KeyRun run = key_run(run_.spec, run_.args.kv, view, sequence_, b_, head, j0_ + done);
-    const auto end = static_cast<int>(std::min<std::int64_t>(rows_, done + run.count));
-    for (const std::byte* at = run.data; done < end; at += run.stride)
-      rows[static_cast<std::size_t>(done++)] = at;
-  }
-  return rows;
+  for (const auto& [view, rows] : {std::pair{&run_.args.kv.k, &to.k}, {&run_.args.kv.v, &to.v}})
+    for (std::int64_t j = j0; j < end;) {
+      const KeyRun run = key_run(run_.spec, run_.args.kv, *view, sequence_, b_, head, j);
+      const std::int64_t last = std::min(end, j + run.count);
+      for (const std::byte* at = run.data; j < last; ++j, at += run.stride)
+        (*rows)[static_cast<std::size_t>(j - j0)] = at;
+    }
 }
 
 /// Products compute whole blocks of rows: those past the last key are 0.
@@ -69,12 +69,11 @@ void ScoreTiles::clear_rest(int words, float* to) const {
                 0.0f);
 }
 
-void ScoreTiles::pack_by_columns(const View& view, int d, float* to) const {
-  const KeyRows rows = key_rows_of(view);
+void ScoreTiles::pack_by_columns(const std::byte* const* rows, int d, float* to) const {
   if (run_.setup.dots)
-    run_.setup.dots->pack_words(rows.data(), 0, rows_, 2 * d, to);
+    run_.setup.dots->pack_words(rows, 0, rows_, 2 * d, to);
   else
-    kernels_.pack_blocks(rows.data(), rows_, view.dtype, d, to);
+    kernels_.pack_blocks(rows, rows_, run_.spec.dtype, d, to);
   if (!run_.setup.dots || !run_.setup.dots->end_row_pairs) clear_rest(run_.setup.words(d), to);
 }
 
@@ -89,10 +88,9 @@ void ScoreTiles::load_mean() const {
 }
 
 void ScoreTiles::pack_quantised() const {
-  const View& k = run_.args.kv.k;
-  run_.setup.quantised->pack_keys(key_rows_of(k).data(),
+  run_.setup.quantised->pack_keys(here_.k.data(),
                                   rows_,
-                                  k.dtype,
+                                  run_.spec.dtype,
                                   run_.spec.dqk,
                                   memory_.mean,
                                   memory_.k_blocks,
@@ -105,35 +103,39 @@ void ScoreTiles::pack_quantised() const {
     clear_rest(run_.setup.qk_words(), memory_.k_blocks);
 }
 
-void ScoreTiles::pack_by_rows(const View& view, int d, float* to) const {
-  KeyRows rows = key_rows_of(view);
-  DType dtype = view.dtype;
+void ScoreTiles::pack_by_rows(const std::byte* const* rows, int d, float* to) const {
+  DType dtype = run_.spec.dtype;
+  std::array<const std::byte*, key_block> rounded;
   if (run_.setup.bf16_values && dtype != DType::bf16) {
-    dtype = DType::bf16;
     std::byte* at = memory_.rounded;
     for (int r = 0; r < rows_; ++r, at += 2 * std::int64_t{d}) {
-      const std::byte*& row = rows[static_cast<std::size_t>(r)];
       float wide[max_dim];
-      kernels_.copy_rows(row, 0, view.dtype, 1, d, wide, d, d);
-      kernels_.store_row(wide, 1.0f, dtype, d, at, false);
-      row = at;
+      kernels_.copy_rows(rows[r], 0, dtype, 1, d, wide, d, d);
+      kernels_.store_row(wide, 1.0f, DType::bf16, d, at, false);
+      rounded[static_cast<std::size_t>(r)] = at;
     }
+    dtype = DType::bf16;
+    rows = rounded.data();
   }
   if (run_.setup.dots)
-    run_.setup.dots->pack_row_pairs(rows.data(), rows_, d, to);
+    run_.setup.dots->pack_row_pairs(rows, rows_, d, to);
   else
-    kernels_.pack_blocks(rows.data(), rows_, dtype, d, to);
+    kernels_.pack_blocks(rows, rows_, dtype, d, to);
   if (run_.setup.dots && run_.setup.dots->end_row_pairs)
     run_.setup.dots->end_row_pairs(rows_, d, to);
 }
 
 void ScoreTiles::load_keys() {
-  if (decode_.used())
+  if (decode_.used()) {
     decode_.visit(j0_);
-  else if (run_.setup.quantised)
-    pack_quantised();
-  else
-    pack_by_columns(run_.args.kv.k, run_.spec.dqk, memory_.k_blocks);
+  } else {
+    if (soon_.j0 == j0_)
+      std::swap(here_, soon_);
+    else
+      find_keys(j0_, here_);
+    run_.setup.quantised ? pack_quantised()
+                         : pack_by_columns(here_.k.data(), run_.spec.dqk, memory_.k_blocks);
+  }
   const auto prepare = [&](const FlatCode& code, const WorkerFiles& files, const Contents& c) {
     code.run(kernels_, expr::Rate::key, 0, rows_, files.at(0), environment(0, c));
   };
@@ -141,32 +143,27 @@ void ScoreTiles::load_keys() {
 }
 
 void ScoreTiles::load_values() {
-  if (!decode_.used()) pack_by_rows(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
+  if (!decode_.used()) pack_by_rows(here_.v.data(), run_.spec.dv, memory_.v_blocks);
 }
 
 void ScoreTiles::load_gradient() {
-  pack_by_columns(run_.args.kv.v, run_.spec.dv, memory_.v_blocks);
-  if (run_.setup.dots) pack_by_rows(run_.args.kv.k, run_.spec.dqk, memory_.k_sums);
+  pack_by_columns(here_.v.data(), run_.spec.dv, memory_.v_blocks);
+  if (run_.setup.dots) pack_by_rows(here_.k.data(), run_.spec.dqk, memory_.k_sums);
 }
 
-void ScoreTiles::prefetch(int sub) const {
+void ScoreTiles::prefetch(int sub) {
   if (decode_.used() || !next_) return;  // the decode tile asks by itself
+  const std::int64_t next = j0_ + key_block;
+  if (next >= high_) return;
+  if (soon_.j0 != next) find_keys(next, soon_);
   const int share = (key_block + subs_ - 1) / subs_;
-  const std::int64_t first = j0_ + key_block + std::int64_t{sub} * share;
-  const std::int64_t end = std::min({first + share, j0_ + 2 * key_block, high_});
-  const std::int64_t head = run_.kv_head_of(head_);
-  for (const auto& [view, d] :
-       {std::pair{&run_.args.kv.k, run_.spec.dqk}, {&run_.args.kv.v, run_.spec.dv}}) {
-    const auto bytes = static_cast<std::int64_t>(size_of(view->dtype)) * d;
-    for (std::int64_t j = first; j < end;) {
-      const KeyRun run = key_run(run_.spec, run_.args.kv, *view, sequence_, b_, head, j);
-      const std::int64_t n = std::min(run.count, end - j);
-      for (std::int64_t r = 0; r < n; ++r)
-        for (std::int64_t at = 0; at < bytes; at += 64)
-          __builtin_prefetch(run.data + r * run.stride + at, 0, 2);
-      j += n;
-    }
-  }
+  const auto end = static_cast<int>(
+      std::min({std::int64_t{sub + 1} * share, std::int64_t{key_block}, high_ - next}));
+  const auto bytes = static_cast<std::int64_t>(size_of(run_.spec.dtype));
+  for (const auto& [rows, d] : {std::pair{&soon_.k, run_.spec.dqk}, {&soon_.v, run_.spec.dv}})
+    for (int r = sub * share; r < end; ++r)
+      for (std::int64_t at = 0; at < bytes * d; at += 64)
+        __builtin_prefetch((*rows)[static_cast<std::size_t>(r)] + at, 0, 2);
 }
 
 }  // namespace undivided::cpu

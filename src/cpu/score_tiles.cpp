@@ -52,6 +52,7 @@ void ScoreTiles::begin(
   subs_ = (count + kernels_.lanes - 1) / kernels_.lanes;
   const bool banded = run_.mask_kind == MaskKind::band;
   const bool planned = run_.mask_kind == MaskKind::plan;
+  here_.j0 = soon_.j0 = -1;
   if (run_.setup.quantised) load_mean();
   low_ = banded || planned ? s.k_len : 0;
   high_ = banded || planned ? 0 : s.k_len;

@@ -26,6 +26,10 @@ class ScoreTiles {
     std::int32_t low_min = 0, low_max = 0, high_min = 0, high_max = 0;
   };
   enum class Ready : std::uint8_t { nothing, placed, packed };  // of a sub-block's rows
+  struct KeyRows {                                              // where those of a block lie
+    std::int64_t j0 = -1;
+    std::array<const std::byte*, key_block> k, v;
+  };
   struct PlanRuns {  // of a sub-block's row of blocks: those not yet passed
     const MaskPlan::Run *next = nullptr, *end = nullptr;
   };
@@ -72,7 +76,7 @@ class ScoreTiles {
   void load_gradient();  // V as dP sums it and K as dQ does
   /// Asks for a sub-block's share of the next block of keys and values, which the memory then
   /// brings while this one is computed.
-  void prefetch(int sub) const;
+  void prefetch(int sub);
   /// Asks for the rows of a sub-block of Q, or of what has the shape of its rows, some time before
   /// they are needed: `ahead` sub-blocks before, which is what the next key block makes ready.
   static constexpr int ahead = 2;
@@ -137,11 +141,11 @@ class ScoreTiles {
   std::int32_t high_of(std::int64_t row) const;
   void place(int sub);         // positions of the lanes, and what the mask program makes of them
   void pack_queries(int sub);  // and what the score program makes of them
-  using KeyRows = std::array<const std::byte*, key_block>;
-  KeyRows key_rows_of(const View& view) const;
-  void pack_by_columns(const View& view, int d, float* to) const;  // pairs along d
-  void pack_by_rows(const View& view, int d, float* to) const;     // pairs along the keys
-  void pack_quantised() const;                                     // K in int8
+  void find_keys(std::int64_t j0, KeyRows& to) const;
+  // Rows of K or V of the visited block, in pairs along d or along the keys.
+  void pack_by_columns(const std::byte* const* rows, int d, float* to) const;
+  void pack_by_rows(const std::byte* const* rows, int d, float* to) const;
+  void pack_quantised() const;  // K in int8
   void load_mean() const;
   void clear_rest(int words, float* to) const;
   RowRange band_range(int sub) const;
@@ -162,6 +166,7 @@ class ScoreTiles {
   Decode decode_;
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
+  KeyRows here_, soon_;  // of the visited block and the next
   int count_ = 0, subs_ = 0, rows_ = 0;
   bool next_ = true;           // is the next block needed?
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
