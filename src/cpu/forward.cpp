@@ -28,6 +28,40 @@ struct Worker {
   RowState rows;
 };
 
+/// Rows of O that no list names, between those of a macro-tile: they become 0, some at a time.
+class Gaps {
+ public:
+  void find(const Run& run, const ScoreTiles& tiles, std::int64_t steps) {
+    const View& o = run.args.o;
+    const Sequence& s = tiles.sequence();
+    if (!o || !s.q_rows || s.q_len == o.size(2)) return;
+    const auto size = static_cast<std::int64_t>(size_of(o.dtype));
+    first_ = static_cast<std::byte*>(o.at({tiles.batch(), tiles.head(), 0, 0}));
+    bytes_ = run.spec.dv * size;
+    step_ = o.stride[2] * size;
+    const std::int64_t begin = tiles.row(0, 0), end = tiles.end_row();
+    listed_ = s.q_rows + begin;
+    last_ = s.q_rows + end;
+    at_ = begin == 0 ? 0 : *listed_;
+    end_ = end == s.q_len ? o.size(2) : *last_;
+    share_ = (end_ - at_ + steps) / (steps + 1);
+  }
+  void clear_some() { clear(std::min(end_, at_ + share_)); }
+  void clear_rest() { clear(end_); }
+
+ private:
+  void clear(std::int64_t end) {
+    for (; at_ < end; ++at_)
+      if (listed_ < last_ && *listed_ == at_)
+        ++listed_;
+      else
+        std::fill_n(first_ + at_ * step_, bytes_, std::byte{0});
+  }
+  std::byte* first_ = nullptr;
+  std::int64_t bytes_ = 0, step_ = 0, at_ = 0, end_ = 0, share_ = 0;
+  const std::int32_t *listed_ = nullptr, *last_ = nullptr;  // rows not yet passed
+};
+
 /// Unnormalised O with its m and l, of each row and key split.
 struct Parts {
   float *o = nullptr, *m = nullptr, *l = nullptr;
@@ -132,12 +166,12 @@ class Call {
       if (spec.rows == RowKind::dense) end = args.q.data.size(2);
       if (spec.rows == RowKind::ragged && b + 1 == run_.batch)
         end = args.q.data.size(0) - s.q_first;
-      if (spec.listed) {  // all: those of the lists are written later
+      if (spec.listed) {  // LSE of all; those of the lists are written later, and so are Gaps
         first = 0;
         s.q_rows = nullptr;
       }
       if (first >= end) return;
-      if (args.o)
+      if (args.o && (!spec.listed || s.q_len == 0))
         clear_rows(row_address(spec, args.o, s, b, h, first),
                    args.o.stride[spec.rows == RowKind::ragged ? 0 : 2] * size,
                    end - first,
@@ -173,14 +207,18 @@ class Call {
     const auto end = [&](int sub) {
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
     };
+    const std::int64_t blocks = std::max<std::int64_t>(0, (high - low + key_block - 1) / key_block);
+    Gaps gaps;
+    if (split == 0) gaps.find(run_, tiles, blocks * tiles.subs());
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
       tiles.load_values();
-      w.rows.absorb(run_, tiles);
+      w.rows.absorb(run_, tiles, [&] { gaps.clear_some(); });
       w.rows.finish(tiles, false, end);
     }
     w.rows.finish(tiles, true, end);
+    gaps.clear_rest();
   }
 
   /// Merges the parts of one macro-tile's rows in ascending order of keys.

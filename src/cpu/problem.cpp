@@ -100,6 +100,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
 void Setup::choose_tiles(bool may_slide) {
   if (spec.op == Operation::forward)
     tile = dots && dots == kernels->matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
+           : spec.dqk + spec.dv <= 128                                  ? narrow_query_tile
                                                                         : forward_query_tile;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
@@ -126,6 +127,10 @@ void check_list(const char* name, const std::int32_t* list, std::int64_t n, std:
 
 void check_lists(const Args& args, const Sequence& s) {
   check_list("Q", s.q_rows, s.q_len, args.q.data.size(2));
+  if (s.q_len < args.q.data.size(2) && !std::is_sorted(s.q_rows, s.q_rows + s.q_len))
+    refuse("a list of Q holds {} of {} rows; it must ascend, or hold all",
+           s.q_len,
+           args.q.data.size(2));
   check_list("K", s.k_rows, s.k_len, args.kv.k.size(2));
   bool ascend = true;
   std::int32_t first = 0, end = 0;
@@ -135,6 +140,14 @@ void check_lists(const Args& args, const Sequence& s) {
   }
   if (!ascend || first > s.k_len || end > s.k_len)
     refuse("the ends of the keys of rows must ascend within the {} keys", s.k_len);
+}
+
+/// Tiles of one size, with a quarter more where that spares a tile: a short last one would pack all
+/// keys for a few rows.
+int even_tile(int tile, std::int64_t rows) {
+  if (tile == with_quarter(tile)) return tile;
+  const std::int64_t tiles = std::max<std::int64_t>(1, (rows - tile / 4 + tile - 1) / tile);
+  return static_cast<int>(((rows + tiles - 1) / tiles + 63) / 64 * 64);
 }
 
 /// Are the keys of a row few, from the first to the last, and do they move along with the row?
@@ -203,6 +216,8 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
                                : MaskKind::program;
   tile =
       setup.sliding_tile > setup.tile && slides(args, mask_kind) ? setup.sliding_tile : setup.tile;
+  if (spec.op == Operation::forward)
+    tile = even_tile(tile, max_q_len * (setup.packed ? spec.group : 1));
   asks_program = mask_kind == MaskKind::program ||
                  (mask_kind == MaskKind::plan && spec.inside == Inside::program);
   if (mask_kind == MaskKind::plan &&

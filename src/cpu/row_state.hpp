@@ -30,12 +30,16 @@ class RowState {
   /// The visited block, whose keys and values are loaded:
   ///   S^T = K Q^T; score program; mask; m' = max(m, S); P = 2^(S - m'); l, O rescaled; O^T += V^T
   ///   P
-  void absorb(const Run& run, ScoreTiles& tiles) const {
+  /// `aside` is called before the products of each tile, beside which some lines of memory cost
+  /// nothing.
+  template <class F>
+  void absorb(const Run& run, ScoreTiles& tiles, F&& aside) const {
     alignas(64) float alpha[max_lanes];
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
       tiles.prefetch(sub);
+      aside();
       float* p = tiles.scores(sub);
       const auto softmax = tiles.pairs_weights() ? run.setup.dots->softmax : run.kernels.softmax;
       softmax(p, range.size(), run.factor, run.slack, m(sub), l(sub), alpha, tiles.vectors(sub));
