@@ -37,6 +37,7 @@ class Gaps {
     if (!o || !s.q_rows || s.q_len == o.size(2)) return;
     const auto size = static_cast<std::int64_t>(size_of(o.dtype));
     first_ = static_cast<std::byte*>(o.at({tiles.batch(), tiles.head(), 0, 0}));
+    clear_ = run.kernels.clear;
     bytes_ = run.spec.dv * size;
     step_ = o.stride[2] * size;
     const std::int64_t begin = tiles.row(0, 0), end = tiles.end_row();
@@ -47,16 +48,23 @@ class Gaps {
     share_ = (end_ - at_ + steps) / (steps + 1);
   }
   void clear_some() { clear(std::min(end_, at_ + share_)); }
-  void clear_rest() { clear(end_); }
+  void clear_rest() {
+    clear(end_);
+    if (clear_) std::atomic_thread_fence(std::memory_order_seq_cst);
+  }
 
  private:
   void clear(std::int64_t end) {
-    for (; at_ < end; ++at_)
-      if (listed_ < last_ && *listed_ == at_)
-        ++listed_;
+    while (at_ < end) {
+      const std::int64_t next = listed_ < last_ ? *listed_++ : end_;
+      if (step_ == bytes_)
+        clear_(first_ + at_ * step_, (next - at_) * bytes_);
       else
-        std::fill_n(first_ + at_ * step_, bytes_, std::byte{0});
+        for (; at_ < next; ++at_) clear_(first_ + at_ * step_, bytes_);
+      at_ = next + 1;
+    }
   }
+  void (*clear_)(std::byte*, std::int64_t) = nullptr;
   std::byte* first_ = nullptr;
   std::int64_t bytes_ = 0, step_ = 0, at_ = 0, end_ = 0, share_ = 0;
   const std::int32_t *listed_ = nullptr, *last_ = nullptr;  // rows not yet passed

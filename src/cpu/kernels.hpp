@@ -268,6 +268,8 @@ struct Kernels {
                     float* to,
                     std::int64_t to_stride,
                     int padded);
+  /// Zeroes `bytes` bytes, whole lines past the caches: a fence must follow before others read.
+  void (*clear)(std::byte* to, std::int64_t bytes);
   /// Up to `lanes` rows, times `scale`, to [columns, in whole blocks][lanes]; what is missing is 0.
   void (*pack)(
       const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to);

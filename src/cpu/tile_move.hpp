@@ -81,6 +81,12 @@ static void copy_rows_tile(const std::byte* from,
   }
 }
 
+static void clear_tile(std::byte* to, std::int64_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 64 == 0)
+    for (; bytes >= 64; bytes -= 64, to += 64) clear_line(reinterpret_cast<float*>(to));
+  if (bytes > 0) __builtin_memset(to, 0, static_cast<std::size_t>(bytes));
+}
+
 /// W columns of a row as float32, zero beyond `n` of them.
 UNDIVIDED_VEC vf load_columns(DType dtype, const std::byte* from, int n) {
   if (n <= 0) return set1(0.0f);

@@ -7,6 +7,7 @@ const Kernels kernels = {
     W,
     lanes,
     copy_rows_tile,
+    clear_tile,
     pack_tile,
     pack_words_tile,
     pack_block_rows,

@@ -125,6 +125,10 @@ UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(joined));
 }
 /// Lanes to columns of blocks of 8, which hold whole vectors here.
+UNDIVIDED_VEC void clear_line(float* p) {
+  _mm256_stream_ps(p, _mm256_setzero_ps());
+  _mm256_stream_ps(p + 8, _mm256_setzero_ps());
+}
 UNDIVIDED_VEC void store_blocks(float* p, int, int, vf a) { store(p, a); }
 /// a[i] becomes lane i of all.
 UNDIVIDED_VEC void transpose(vf* a) {
