@@ -14,7 +14,8 @@ namespace {
 void expect_equal(const SparseForm& c,
                   bool buckets,
                   std::uint64_t share,
-                  const Options& options = {}) {
+                  const Options& options = {},
+                  const Context& context = {}) {
   const Tensor q = wave(c.dtype, {2, c.heads, c.nq, c.d}, 0),
                k = wave(c.dtype, {2, c.kv_heads, c.nk, c.d}, 1),
                v = wave(c.dtype, {2, c.kv_heads, c.nk, c.dv}, 2),
@@ -24,8 +25,9 @@ void expect_equal(const SparseForm& c,
   const MaskedAttention want = masked_attention(c, q, k, v, dout, on_q, on_k, buckets, options);
   Options o = options;
   o.align = c.align;
-  const SparseForward f = buckets ? sparse_attention(q, k, v, HashSparse{on_q, on_k, c.order}, o)
-                                  : sparse_attention(q, k, v, QkSparse{on_q, on_k, c.order}, o);
+  const SparseForward f =
+      buckets ? sparse_attention(q, k, v, HashSparse{on_q, on_k, c.order}, o, context)
+              : sparse_attention(q, k, v, QkSparse{on_q, on_k, c.order}, o, context);
   const double gate = c.dtype == DType::f32 ? 1e-5 : 2e-2;
   EXPECT_LT(largest_difference(want.f.o, f.o), gate);
   for (std::int64_t i = 0; i < f.lse.count(); ++i) {
@@ -35,7 +37,7 @@ void expect_equal(const SparseForm& c,
     else
       EXPECT_NEAR(y, x, gate);
   }
-  const Gradients g = sparse_attention_backward(dout, q, k, v, f);
+  const Gradients g = sparse_attention_backward(dout, q, k, v, f, context);
   EXPECT_LT(largest_difference(want.g.q, g.q), 10 * gate);
   EXPECT_LT(largest_difference(want.g.k, g.k), 10 * gate);
   EXPECT_LT(largest_difference(want.g.v, g.v), 10 * gate);
@@ -57,6 +59,60 @@ TEST(Sparse, BucketsAreAMask) {
   expect_equal({2, 2, 70, 133, 64, 64, Order::strict, Align::end}, true, 0);
   expect_equal({3, 1, 65, 65, 7, 9, Order::none}, true, 0);
   expect_equal({2, 1, 150, 150, 32, 32, Order::causal, Align::start, DType::f16}, true, 0);
+}
+
+TEST(Sparse, AnyNumberOfWorkersAndTheOracleReadTheSameLists) {
+  const auto four = make_thread_executor(4);
+  for (const int workers : {1, 4}) {
+    Context context;
+    context.executor = workers == 1 ? &inline_executor() : four.get();
+    expect_equal({2, 1, 700, 700, 8, 8, Order::causal}, false, 60, {}, context);
+    expect_equal({1, 1, 700, 700, 8, 16, Order::strict}, true, 0, {}, context);
+  }
+  Context oracle;
+  oracle.backend = Backend::reference;
+  expect_equal({4, 2, 60, 60, 8, 8, Order::causal}, false, 50, {}, oracle);
+  expect_equal({2, 2, 60, 60, 8, 8, Order::strict}, true, 0, {}, oracle);
+}
+
+TEST(Sparse, WhatIsDroppedMayHoldAnything) {
+  const Tensor on_q = numbers({1, 2, 100}, 7, 5, 40), on_k = numbers({1, 1, 100}, 8, 5, 40);
+  Tensor x[4];
+  for (int i = 0; i < 4; ++i)
+    x[i] = wave(DType::f32, {1, i == 1 || i == 2 ? 1 : 2, 100, 16}, static_cast<std::uint64_t>(i));
+  const auto run = [&] {
+    const SparseForward f = sparse_attention(x[0], x[1], x[2], QkSparse{on_q, on_k});
+    return std::pair{f, sparse_attention_backward(x[3], x[0], x[1], x[2], f)};
+  };
+  const auto [f, g] = run();
+  for (int i = 0; i < 4; ++i) {
+    const Tensor& on = i == 1 || i == 2 ? on_k : on_q;
+    for (std::int64_t row = 0; row < on.count(); ++row)
+      if (on.ptr<std::int32_t>()[row] == 0)
+        std::fill_n(x[i].ptr<float>() + row * 16, 16, std::numeric_limits<float>::quiet_NaN());
+  }
+  const auto [odd_f, odd_g] = run();
+  EXPECT_EQ(largest_difference(f.o, odd_f.o), 0);
+  for (const auto& [one, other] : {std::pair{&g.q, &odd_g.q}, {&g.k, &odd_g.k}, {&g.v, &odd_g.v}})
+    EXPECT_EQ(largest_difference(*one, *other), 0);
+}
+
+TEST(Sparse, RowsMayLieApart) {
+  const Tensor x = wave(DType::f32, {1, 90, 2, 16}, 1),
+               same = Tensor::empty(DType::f32, {1, 2, 90, 16});
+  View apart = x;
+  std::swap(apart.shape[1], apart.shape[2]);
+  std::swap(apart.stride[1], apart.stride[2]);
+  copy(apart, same);
+  const Tensor on = numbers({1, 2, 90}, 7, 5, 60);
+  const QkSparse rule{on, on};
+  const SparseForward f = sparse_attention(apart, apart, apart, rule),
+                      want = sparse_attention(same, same, same, rule);
+  EXPECT_EQ(largest_difference(want.o, f.o), 0);
+  const Gradients g = sparse_attention_backward(apart, apart, apart, apart, f),
+                  want_g = sparse_attention_backward(same, same, same, same, want);
+  EXPECT_EQ(largest_difference(want_g.q, g.q), 0);
+  EXPECT_EQ(largest_difference(want_g.k, g.k), 0);
 }
 
 TEST(Sparse, AScoreOfTheScoreIsHonoured) {

@@ -96,21 +96,6 @@ void list_rows(SparseForward& f,
     const auto on_q = column_of<std::int32_t>(rule.q, row),
                on_k = column_of<std::int32_t>(rule.k, kv_row);
     std::int32_t from = 0, to = 0;
-    if (!rule.buckets && rule.order != Order::none) {
-      // How many keys come before each time, without a branch that nothing could foresee.
-      std::vector<std::int32_t> before(static_cast<std::size_t>(rule.k.size(2)) + 1);
-      std::int32_t* count = before.data();
-      for (std::int32_t t = 0; t <= rule.k.size(2); ++t) {
-        count[t] = from;
-        from += from < keys && k[from] == t ? 1 : 0;
-      }
-      for (std::int32_t i = 0; i < queries; ++i) {
-        const std::int64_t time = q[i] + origin + (rule.order == Order::strict ? 0 : 1);
-        first[i] = 0;
-        end[i] = count[std::clamp<std::int64_t>(time, 0, rule.k.size(2))];
-      }
-      return;
-    }
     for (std::int32_t i = 0; i < queries; ++i) {
       const std::int64_t time = q[i] + origin - (rule.order == Order::strict ? 1 : 0);
       if (rule.buckets)
