@@ -72,6 +72,38 @@ void list_side(const View& flags, bool buckets, Tensor& rows, Tensor& lengths, E
   });
 }
 
+/// The keys that the rows of one head meet. Both sides are sorted by (bucket, time), so those of a
+/// row lie together, and the ends of these stretches never go back from row to row.
+void list_meetings(const SparseForward& f,
+                   const SparseRule& rule,
+                   std::int64_t origin,
+                   std::int64_t head) {
+  const std::int64_t kv_head = head / (rule.q.size(1) / rule.k.size(1));
+  const auto list = [](const Tensor& t, std::int64_t row) {
+    return t.ptr<std::int32_t>() + row * t.size(2);
+  };
+  const std::int32_t *q = list(f.q_rows, head), *k = list(f.k_rows, kv_head);
+  std::int32_t *first = list(f.first, head), *end = list(f.end, head);
+  const std::int32_t queries = f.q_lengths.ptr<std::int32_t>()[head],
+                     keys = f.k_lengths.ptr<std::int32_t>()[kv_head];
+  const auto on_q = column_of<std::int32_t>(rule.q, head),
+             on_k = column_of<std::int32_t>(rule.k, kv_head);
+  std::int32_t from = 0, to = 0;
+  for (std::int32_t i = 0; i < queries; ++i) {
+    const std::int64_t time = q[i] + origin - (rule.order == Order::strict ? 1 : 0);
+    const auto meets = [&](std::int32_t j) {
+      return (rule.order == Order::none || k[j] <= time) &&
+             (!rule.buckets || on_k[k[j]] == on_q[q[i]]);
+    };
+    if (rule.buckets)
+      while (from < keys && on_k[k[from]] < on_q[q[i]]) ++from;
+    to = std::max(to, from);
+    while (to < keys && meets(to)) ++to;
+    first[i] = from;
+    end[i] = to;
+  }
+}
+
 }  // namespace
 
 void list_rows(SparseForward& f,
@@ -81,35 +113,10 @@ void list_rows(SparseForward& f,
   Executor& executor = executor_of(context);
   list_side(rule.q, rule.buckets, f.q_rows, f.q_lengths, executor);
   list_side(rule.k, rule.buckets, f.k_rows, f.k_lengths, executor);
-  f.first = Tensor::empty(DType::i32, {rule.q.size(0), rule.q.size(1), rule.q.size(2)});
-  f.end = Tensor::empty(DType::i32, {rule.q.size(0), rule.q.size(1), rule.q.size(2)});
-  const std::int64_t n = rule.q.size(2), group = rule.q.size(1) / rule.k.size(1);
-  // Both sides are sorted by (bucket, time), so the keys that a row meets lie together, and the
-  // ends of these stretches never go back from row to row.
-  executor.parallel_for(rule.q.size(0) * rule.q.size(1), [&](std::int64_t row, int) {
-    const std::int64_t kv_row = row / group;
-    const auto *q = f.q_rows.ptr<std::int32_t>() + row * n,
-               *k = f.k_rows.ptr<std::int32_t>() + kv_row * rule.k.size(2);
-    const std::int32_t queries = f.q_lengths.ptr<std::int32_t>()[row],
-                       keys = f.k_lengths.ptr<std::int32_t>()[kv_row];
-    auto *first = f.first.ptr<std::int32_t>() + row * n, *end = f.end.ptr<std::int32_t>() + row * n;
-    const auto on_q = column_of<std::int32_t>(rule.q, row),
-               on_k = column_of<std::int32_t>(rule.k, kv_row);
-    std::int32_t from = 0, to = 0;
-    for (std::int32_t i = 0; i < queries; ++i) {
-      const std::int64_t time = q[i] + origin - (rule.order == Order::strict ? 1 : 0);
-      if (rule.buckets)
-        while (from < keys && on_k[k[from]] < on_q[q[i]]) ++from;
-      const auto meets = [&](std::int32_t j) {
-        return (rule.order == Order::none || k[j] <= time) &&
-               (!rule.buckets || on_k[k[j]] == on_q[q[i]]);
-      };
-      to = std::max(to, from);
-      while (to < keys && meets(to)) ++to;
-      first[i] = from;
-      end[i] = to;
-    }
-  });
+  for (Tensor* t : {&f.first, &f.end})
+    *t = Tensor::empty(DType::i32, {rule.q.size(0), rule.q.size(1), rule.q.size(2)});
+  executor.parallel_for(rule.q.size(0) * rule.q.size(1),
+                        [&](std::int64_t head, int) { list_meetings(f, rule, origin, head); });
 }
 
 }  // namespace undivided

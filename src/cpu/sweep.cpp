@@ -124,14 +124,22 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
     kernels_.pack_words(rows, live, 2 * spec.dv, do_t);
   else
     kernels_.pack(rows, live, dout.dtype, spec.dv, 1.0f, do_t);
+  const int at_once = tiles.sequence().q_rows ? 1 : live;
   const auto keep = [&](const std::byte* const* from, DType dtype, int d, float* to) {
     const std::int64_t columns = padded(run_.setup, d);
     to += sub * lanes * columns;
     if (pairs)
       pairs->pair_queries(from, live, d, to, columns);
-    else
-      for (int lane = 0; lane < live; ++lane, to += columns)
-        kernels_.copy_rows(from[lane], 0, dtype, 1, d, to, columns, static_cast<int>(columns));
+    else  // rows of a head lie at one distance, but for those of a list
+      for (int lane = 0; lane < live; lane += at_once)
+        kernels_.copy_rows(from[lane],
+                           at_once > 1 ? from[1] - from[0] : 0,
+                           dtype,
+                           at_once,
+                           d,
+                           to + lane * columns,
+                           columns,
+                           static_cast<int>(columns));
   };
   if (want_dkv) {
     keep(q_rows, q.dtype, spec.dqk, memory_.q_rows);
