@@ -102,11 +102,13 @@ Page sparse_time() {
   page.text =
       "Pagliardini et al. 2023: attention that drops queries and keys, or lets only rows of one\n"
       "bucket meet, costs the pairs that are left. The ideal is the dense time times their share;\n"
-      "gathering rows, planning the mask and blocks that are kept in part are what is missing. "
-      "Two\n"
-      "heads of d 64 in float32 on one core, random rows and buckets, results in memory that the\n"
-      "caller keeps, dense and sparse timed in turns of equal length. The paper's times are of an\n"
-      "A100 and include training; those are not reproduced here.";
+      "rows that lie apart, zeros for what was dropped and tiles that are kept in part are what "
+      "is\n"
+      "missing. Two heads of d 64 in float32 on one core, random rows and buckets, results in "
+      "memory\n"
+      "that the caller keeps, dense and sparse timed in turns of equal length. The paper's times "
+      "are\n"
+      "of an A100 and include training; those are not reproduced here.";
   return page;
 }
 
