@@ -107,12 +107,11 @@ void choose_sm90(
   k.family = Family::sm90;
   k.fixed = s.determinism == Determinism::invariant;
   c.counter = 0;
-  const std::int64_t tall = k.tile_m();
-  k.packed = s.group > 1 && s.group <= 64 && k.mask != MaskKind::plan && b.max_q_len < tall;
+  k.packed = s.group > 1 && s.group <= 64 && k.mask != MaskKind::plan && b.max_q_len < 128;
   const std::int64_t rows = b.max_q_len * (k.packed ? s.group : 1);
   if (rows <= 64)
     k.warpgroups = 1;
-  else if (tall > 128 && rows <= 128)
+  else if (!k.packed && k.tile_m() > 128 && rows <= 128)
     k.warpgroups = 2;
   choose_splits_sm90(s, b, device, k, c);
 }

@@ -60,30 +60,32 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
 Sm90Tile sm90_tile(const KernelSpec& k) {
   if (is_backward(k)) return backward_tile(k);
   const int d = std::max(k.dqk, k.dv);
-  const bool planned = k.mask == MaskKind::plan;
+  const bool planned = k.mask == MaskKind::plan, paged = k.kv == KvKind::paged,
+             ragged = k.rows == RowKind::ragged;
   // A program or dropout needs registers of its own.
   const bool heavy = k.score || k.dropout || k.asks_program();
+  const bool few_rows = k.packed || k.split || k.warpgroups;
   Sm90Tile t;
-  if (d <= 64) {
-    // 192 x 128: 517 full, 466 causal; 128 x 128: 432, 382; 128 x 192: 438, 398.
+  if (d <= 128 && !few_rows && !k.fixed && !k.dropout && !k.asks_program()) {
+    // As many warpgroups as registers allow, with 64 keys: while one waits or weighs, others
+    // multiply. Against two or three with 128 or 176 keys: d 64, 512 keys, causal 1.15, full 1.08;
+    // 8192 keys 1.02 and 0.99. d 128, 512 keys, causal 1.08; 8192 keys, causal 1.04, full 1.05.
+    t.warpgroups = d <= 64 && !planned && !paged && !ragged ? 4 : 3;
+    t.keys = 64;
+    t.stages = d <= 64 ? 4 : 3;
+    t.q_stages = 2;
+    // Ragged: 582 full and 507 causal so, 507 and 452 with another buffer of Q in place of a stage.
+    if (d > 64 && ragged) {
+      t.stages = 4;
+      t.q_stages = 1;
+    }
+  } else if (d <= 64) {
     t.stages = 4;
     t.q_stages = 2;
-    if (!planned && !heavy && !k.warpgroups && k.rows == RowKind::dense && k.kv == KvKind::dense) {
-      t.warpgroups = 3;
-      t.producer_registers = 32;
-      t.consumer_registers = 160;
-    }
   } else if (d <= 128) {
-    // Full: 128 x 176: 663, 128 x 128: 652, 128 x 144: 642. Causal: 128 x 128 from a counter: 595,
-    // with turns taken 581, 128 x 176 from a list 577.
-    const bool few_rows = k.packed || k.split || k.warpgroups;
-    if (k.mask == MaskKind::full && !heavy && !few_rows && !k.fixed && k.rows == RowKind::dense &&
-        k.kv == KvKind::dense)
-      t.keys = 176;
-    else
-      t.q_stages = 2;
+    t.q_stages = 2;
   } else if (k.dqk <= 192 && k.dv <= 128) {
-    t.keys = 128;  // not measured
+    t.keys = 128;  // three warpgroups with 64 keys: as fast
   } else if (d <= 192) {
     t.keys = 96;  // not measured
   } else {
@@ -91,24 +93,23 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.keys = 80;
   }
   if (k.dv > 128) t.slack = 8;
-  // Without maxima: 8192 keys, d 64 538 -> 595, d 128 640 -> 729, causal 620 -> 705; d 256 within 2
-  // %. A score may grow along the keys (ALiBi), so that most tiles would be done twice: 514 for
-  // 553.
-  t.bold = !k.fixed && !k.score && k.dv <= 128;
-  const bool paged = k.kv == KvKind::paged;
+  // Without maxima: 8192 keys, d 64 538 -> 595, d 128 640 -> 729, causal 620 -> 705, ALiBi 553 ->
+  // 666; d 256 within 2 %.
+  t.bold = !k.fixed && k.dv <= 128;
   // Whole blocks of a plan, whole boxes of a page.
   if ((planned || paged || heavy || k.fixed) && d > 128 && t.keys < 128) t.keys = 64;
   if (k.dropout) t.keys = 64;
+  if (k.warpgroups) t.warpgroups = k.warpgroups;
   // Looking up runs and pages takes registers.
   const int roomy = planned + paged;
-  if (roomy && t.warpgroups == 2) {
-    t.producer_registers = 40 + 16 * roomy;
-    t.consumer_registers = 232 - 8 * roomy;
+  if (t.warpgroups > 1) {
+    const int granted = 65536 / t.threads() / 8 * 8 * (t.warpgroups + 1);
+    t.consumer_registers = (granted - (roomy ? 40 + 16 * roomy : 24)) / t.warpgroups / 8 * 8;
+    t.producer_registers = granted - t.warpgroups * t.consumer_registers;
   }
-  if (k.warpgroups) t.warpgroups = k.warpgroups;
-  // Softcap, causal: 528 with turns, 504 without; packed rows 528 and 487, documents 449 and 429,
-  // 1024 keys, causal, 488 and 467; long rows of d 128 within 2 % either way.
-  t.pingpong = t.warpgroups == 2 && (k.score || d <= 128);
+  // Packed rows 528 with turns, 487 without; d 256 1.00 to 1.02. A warpgroup that passes its
+  // neighbour's tiles would be one ahead of two stages: 0.89.
+  t.pingpong = t.warpgroups == 2;
   t.queries = t.warpgroups * 64;
   return t;
 }

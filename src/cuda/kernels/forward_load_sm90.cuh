@@ -65,12 +65,12 @@ struct Producer90 {
 #pragma unroll
       for (int g = 0; g < C::warpgroups; ++g)
 #pragma unroll
-        for (int i = 0; i < L::blocks; ++i) classes[g][i] = tiles.block_class(g, i);
+        for (int i = L::blocks - 1; i >= 0; --i) classes[g][i] = tiles.block_class(g, i);
       tiles.next();
       if (lead) {
         const unsigned info = base + L::info + L::info_bytes * k.at();
         store_shared_word(info, tile);
-        store_shared_word(info + 4, tiles.valid());
+        store_shared_word(info + 4, tiles.valid() ? tiles.needed() : -1);
 #pragma unroll
         for (int g = 0; g < C::warpgroups; ++g)
 #pragma unroll

@@ -6,8 +6,9 @@
 //   S_0 = Q K_0^T; P_0 = softmax(S_0)
 //   for j = 1...: start S_j = Q K_j^T; start O += P_(j-1) V_(j-1); wait for S_j; softmax(S_j) while
 //   the second product runs; wait for O; P_j = S_j rounded; O = O * 2^(m - m')
-// (Shah et al. 2024, FlashAttention-3, algorithm 2). P stays in registers. A `bold` kernel finds
-// row maxima in the first tile only; see Softmax90::bold_step. Rows whose weights outgrow float32
+// (Shah et al. 2024, FlashAttention-3, algorithm 2), for each stretch of tiles that the warpgroup
+// needs. P stays in registers. A `bold` kernel finds row maxima in the first tile only; see
+// Softmax90::bold_step. Rows whose weights outgrow float32
 // are left alone and noted in the slot of the task, and the loader sends the tile again, to be done
 // with care. Q has `q_stages` buffers, K and V `stages` each. CTAs are persistent: tile blockIdx.x,
 // then the next of a counter. V rows past the keys of a sequence are zeroed in shared memory, since
@@ -120,51 +121,69 @@ struct Consumer90 {
     bool bold = false;
     const bool any = task.first < task.end;
     if (any) mbarrier_wait(base + L::q_full + 8 * q.at(), q.parity());
-    // Taking turns needs equal counts; else a warpgroup ends at its own last tile.
-    const int end = C::pingpong ? task.end : r.end;
-    int tile = task.first;
-    if (tile < end) {
-      float acc[n / 8][4];
-      unsigned weights[n / 16][4];
-      int classes[L::blocks ? L::blocks : 1];
-      int j0;
-      bool more, moved, shifts;
-      const auto look_up = [&] {
-        if constexpr (KeyTiles<C>::planned) {
-          const unsigned info = base + L::info + L::info_bytes * k.at();
-          more = load_shared_word(info + 4);
-          j0 = load_shared_word(info) * n;
+    float acc[n / 8][4];
+    unsigned weights[n / 16][4];
+    int classes[L::blocks ? L::blocks : 1];
+    bool moved, shifts;
+    int tile = task.end - 1, j0;
+    // Is there a further tile, and does this warpgroup need it? Taking turns needs equal counts.
+    bool more = any,
+         needed = C::pingpong ||
+                  (KeyTiles<C>::planned ? task.low >> group & 1 : tile >= r.begin && tile < r.end);
+    const auto look_up = [&] {
+      if constexpr (KeyTiles<C>::planned) {
+        const unsigned info = base + L::info + L::info_bytes * k.at();
+        const int further = load_shared_word(info + 4);
+        more = further >= 0;
+        needed = C::pingpong || (further >> group & 1);
+        j0 = load_shared_word(info) * n;
 #pragma unroll
-          for (int i = 0; i < L::blocks; ++i)
-            classes[i] = load_shared_word(info + 8 + 4 * (group * L::blocks + i));
-        } else {
-          j0 = tile++ * n;
-          more = tile < end;
-        }
-      };
-      const auto weigh = [&] {
-        score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, fixed);
-        if (C::bold && bold) {
-          shifts = soft.bold_step(acc, unit);
-          moved = shifts;
-        } else {
-          shifts = false;
-          moved = soft.template step<(C::slack > 0)>(acc, unit, C::slack);
-          bold = !careful && soft.ready();
-        }
-        if constexpr (C::dropout) drop(s, r, acc, j0);
-      };
-      const auto k_done = [&] {
-        free(L::k_empty + 8 * k.at());
-        k.next();
-        if (!staged && !more) free(L::q_empty + 8 * q.at());
-      };
-      const auto v_done = [&] {
-        free(L::v_empty + 8 * v.at());
-        v.next();
-      };
+        for (int i = 0; i < L::blocks; ++i)
+          classes[i] = load_shared_word(info + 8 + 4 * (group * L::blocks + i));
+      } else {
+        j0 = tile-- * n;
+        more = tile >= task.first;
+        needed = C::pingpong || (tile >= r.begin && tile < r.end);
+      }
+    };
+    const auto weigh = [&] {
+      score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, fixed);
+      if (C::bold && bold) {
+        shifts = soft.bold_step(acc, unit);
+        moved = shifts;
+      } else {
+        shifts = false;
+        moved = soft.template step<(C::slack > 0)>(acc, unit, C::slack);
+        bold = !careful && soft.ready();
+      }
+      if constexpr (C::dropout) drop(s, r, acc, j0);
+    };
+    const auto follow = [&] {  // the references of the rows
+      if (moved) {
+        if (shifts) soft.shift(acc);
+        rescale_rows(out, soft.rescale);
+      }
+    };
+    const auto k_done = [&] {
+      free(L::k_empty + 8 * k.at());
+      k.next();
+      if (!staged && !more) free(L::q_empty + 8 * q.at());
+    };
+    const auto v_done = [&] {
+      free(L::v_empty + 8 * v.at());
+      v.next();
+    };
 
+#pragma unroll 1
+    while (more) {
       mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
+      if (!needed) {  // only others do
+        look_up();
+        k_done();
+        mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
+        v_done();
+        continue;
+      }
       my_turn();
       wgmma_fence();
       scores(acc);
@@ -175,10 +194,11 @@ struct Consumer90 {
       pin(acc);
       k_done();
       weigh();
+      if constexpr (KeyTiles<C>::planned && !C::pingpong) follow();  // else O is zero
       to_fragments<T, n>(weights, acc);
 
 #pragma unroll 1
-      while (more) {
+      while (more && needed) {
         mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         my_turn();
         pin(acc);
@@ -197,10 +217,7 @@ struct Consumer90 {
         wgmma_wait<0>();
         pin(out);
         v_done();
-        if (moved) {
-          if (shifts) soft.shift(acc);
-          rescale_rows(out, soft.rescale);
-        }
+        follow();
         to_fragments<T, n>(weights, acc);
       }
       mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
@@ -210,19 +227,7 @@ struct Consumer90 {
       wgmma_wait<0>();
       pin(out);
       v_done();
-    } else if (!staged && any) {
-      free(L::q_empty + 8 * q.at());
-    }
-    if constexpr (!KeyTiles<C>::planned && !C::pingpong) {
-#pragma unroll 1
-      for (; tile < task.end; ++tile) {  // tiles that only others need
-        mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
-        free(L::k_empty + 8 * k.at());
-        k.next();
-        mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
-        free(L::v_empty + 8 * v.at());
-        v.next();
-      }
+      if constexpr (C::pingpong) break;
     }
     // Read again: kept through the loop it would cost registers.
     finish(slot, out, soft);

@@ -15,7 +15,7 @@ struct Rows90 {
   int tokens[2], heads[2];    // of the thread's two rows, 8 apart; a dead row has a far token
   int low[2], high[2];        // they keep keys [low, high] of a band or of the length
   int clear_low, clear_high;  // every row of the warpgroup keeps these
-  int end;                    // key tiles of the warpgroup
+  int begin, end;             // key tiles of a band that the warpgroup needs
 
   template <class C>
   __device__ __forceinline__ void limit(const Task90& t, int row0) {
@@ -34,9 +34,8 @@ struct Rows90 {
     }
     clear_low = from(last);
     clear_high = to(first);
-    end = t.end;
-    if constexpr (C::mask == MaskKind::band) end = clamped((to(last) + C::n) / C::n, 0, end);
-    if (first >= t.s.q_len) end = 0;
+    begin = maximum(from(first), 0) / C::n;
+    end = first < t.s.q_len ? (to(last) + C::n) / C::n : 0;
   }
 };
 
@@ -77,7 +76,7 @@ __device__ __forceinline__ void score_tile90(const Params& p,
 #pragma unroll
     for (int block = 0; block < n / 8; ++block) {
       const int id = classes[block];
-      if (id == BlockCursor<false>::full_block) continue;
+      if (id == BlockCursor<true>::full_block) continue;
       unsigned long long keep[2] = {};
       if (id >= 0) {
         if constexpr (C::inside_program) {

@@ -84,19 +84,21 @@ struct Task90 {
   int first, end;  // its key tiles
   int low, high;   // of a band: the first row keeps keys [low, high], the next row one further;
                    // as far outside the keys as no row comes back from
+                   // of a plan, low: needed() of the last tile
   Sequence s;
   int again;  // warps that lost their rows the first time
 
   template <class C, class Tiles>
   __device__ static Task90 of(
       const Params& p, const Sequence& s, const Work& w, const Tiles& tiles, int again) {
-    Task90 t{w, tiles.tile, tiles.end, 0, 0, s, again};
+    Task90 t{w, tiles.first, tiles.tile + 1, 0, 0, s, again};
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
       const int row = w.q_tile * tile_tokens<C>(p);
       t.low = static_cast<int>(clamped<long long>(band.first_key(row), -C::m, s.k_len));
       t.high = static_cast<int>(clamped<long long>(band.last_key(row), -1 - C::m, s.k_len - 1));
     }
+    if constexpr (C::mask == MaskKind::plan) t.low = tiles.needed();
     return t;
   }
   __device__ void write(unsigned at) const {
@@ -135,7 +137,8 @@ struct Shared90 {
   static constexpr int work_full = v_empty + 8 * C::stages, work_empty = work_full + 16;
   static constexpr int tail = work_empty + 16;            // counts the bytes of a last V tile
   static constexpr int work = (tail + 8 + 15) / 16 * 16;  // two of Task90
-  // Plans: per stage the key tile, whether another follows, and a class per 64 x 64 block.
+  // Plans: per stage the key tile, what needed() says of the next one (-1: there is none), and a
+  // class per 64 x 64 block.
   static constexpr int blocks = C::mask == MaskKind::plan ? C::n / 64 : 0;
   static constexpr int info_bytes = blocks ? 8 + 4 * blocks * C::warpgroups : 0;
   static constexpr int info = work + 2 * Task90::bytes;
@@ -188,61 +191,70 @@ struct BlockCursor {
   }
 };
 
-/// The key tiles that a query tile visits, ascending.
+/// The key tiles that a query tile visits, descending: the keys nearest to causal rows come first.
+/// There a score that falls with the distance is largest, and the mask is over with the first
+/// tiles.
 template <class C>
 struct KeyTiles {
   static constexpr bool planned = C::mask == MaskKind::plan;
   static constexpr int per = C::n / 64;  // of a plan: blocks of a tile
 
-  int tile = 0, end = 0;
+  int tile = -1, first = 0;
   const PlanRef& plan;
-  BlockCursor<false> rows[C::warpgroups];  // of blocks
+  BlockCursor<true> rows[C::warpgroups];  // of blocks
 
   __device__ KeyTiles(const Params& p, const Sequence& s, const Work& w) : plan(p.plan) {
     const int tokens = tile_tokens<C>(p), row0 = w.q_tile * tokens;
     if (row0 >= s.q_len) return;
     const int i1 = minimum(row0 + tokens, s.q_len) - 1;
-    long long first = 0, last = s.k_len;
+    long long low = 0, high = s.k_len;
     if constexpr (C::split) {
-      first = static_cast<long long>(w.split) * p.split_keys;
-      last = minimum<long long>(last, first + p.split_keys);
+      low = static_cast<long long>(w.split) * p.split_keys;
+      high = minimum<long long>(high, low + p.split_keys);
     }
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
-      first = maximum<long long>(first, band.first_key(row0));
-      last = minimum<long long>(last, band.last_key(i1) + 1);
+      low = maximum<long long>(low, band.first_key(row0));
+      high = minimum<long long>(high, band.last_key(i1) + 1);
     }
     if constexpr (planned) {
       const PlanEntry& e = p.plan.entries[p.plan.entry_of[w.b * p.heads + w.head]];
-      last = minimum<long long>(last, e.k_len);
+      high = minimum<long long>(high, e.k_len);
 #pragma unroll
       for (int g = 0; g < C::warpgroups; ++g) {
         const int block = row0 / 64 + g;
         rows[g].start(plan, e.query_runs + block, block < e.q_blocks && block * 64 < s.q_len);
       }
     }
-    if (first >= last) return;
-    tile = static_cast<int>(first / C::n);
-    end = static_cast<int>((last + C::n - 1) / C::n);
+    if (low >= high) return;
+    first = static_cast<int>(low / C::n);
+    tile = static_cast<int>((high - 1) / C::n);
     if constexpr (planned) settle();
   }
-  __device__ bool valid() const { return tile < end; }
+  __device__ bool valid() const { return tile >= first; }
   __device__ void next() {
-    ++tile;
+    --tile;
     if constexpr (planned) settle();
   }
-  /// Class of one 64 x 64 block of the tile at hand, asked once each, i ascending.
+  /// Of a plan: the warpgroups that need the tile at hand, as bits; asked before block_class().
+  __device__ int needed() const {
+    int bits = 0;
+#pragma unroll
+    for (int g = 0; g < C::warpgroups; ++g) bits |= (rows[g].run.end > tile * per) << g;
+    return bits;
+  }
+  /// Class of one 64 x 64 block of the tile at hand, asked once each, i descending.
   __device__ int block_class(int g, int i) {
     return rows[g].template block_class<C>(plan, tile * per + i);
   }
 
  private:
   __device__ void settle() {
-    int best = end;
+    int best = -1;
 #pragma unroll
     for (int g = 0; g < C::warpgroups; ++g) {
-      rows[g].seek(plan, tile * per);
-      best = minimum(best, maximum(tile, rows[g].run.begin / per));
+      rows[g].seek(plan, tile * per + per - 1);
+      best = maximum(best, minimum(tile, (rows[g].run.end + per - 1) / per - 1));
     }
     tile = best;
   }
