@@ -73,6 +73,17 @@ TEST(CudaText, WhatAllPairsShareLeavesTheScore) {
   // A sum is in units of the scale, so that q.k needs no multiplication of its own.
   EXPECT_EQ(split("array slope: f32[1]; score + slope[head] * (k - q)").substr(0, 14),
             "scale | raw + ");
+  const auto linear = [](const char* text) {
+    return expr::cuda_score(expr::lift(expr::parse(text, expr::Type::f32, {}))).linear;
+  };
+  EXPECT_TRUE(linear("array slope: f32[1]; score - slope[head] * (q - k) * 0.5"));
+  EXPECT_TRUE(linear("score * 2 + (k - q)"));
+  EXPECT_FALSE(linear("array slope: f32[1]; score - slope[head] * abs(q - k)"));
+  EXPECT_FALSE(linear("array slope: f32[1]; score - slope[head] * (q - k) * (q - k)"));
+  EXPECT_FALSE(linear("array slope: f32[1]; score - slope[head] * (q - k) * score"));
+  EXPECT_FALSE(linear("array slope: f32[1]; score - slope[q] * (q - k)"));
+  EXPECT_FALSE(linear("array slope: f32[1]; score - slope[head] * (q - k) + slope[k]"));
+  EXPECT_FALSE(linear("array slope: f32[1]; -score - slope[head] * (q - k)"));
   // The sign of a parameter is not known, and that of a negative literal is.
   EXPECT_EQ(split("param gain: f32 = 1; gain * score"), "scale | (v1) * raw");
   EXPECT_EQ(split("score * -2"), "scale | (v2) * raw");

@@ -59,6 +59,9 @@ std::vector<AheadKernel> usual_kernels(int arch) {
             const std::int64_t keys = 4096;
             add(spec_of(dtype, d, kv, plan, capped, 1),
                 {8, 32, 8 * keys, 8 * keys, keys, keys, 4096});
+            // Few tiles.
+            if (kv == KvKind::dense)
+              add(spec_of(dtype, d, kv, plan, capped, 1), {1, 8, 1024, 1024, 1024, 1024, 0});
             // Decode: one query, keys split; grouped heads share a tile.
             if (!plan && kv != KvKind::ragged)
               for (const int group : {1, 4})

@@ -69,6 +69,13 @@ bool take_sm90(const DeviceInfo& device, const KernelSpec& k, const char** why) 
   return false;
 }
 
+std::int64_t tiles_sm90(const Spec& s, const Bounds& b, const KernelSpec& k) {
+  const std::int64_t tokens = k.packed ? k.tile_m() / s.group : k.tile_m();
+  const std::int64_t tiles = s.rows == RowKind::ragged ? parts(b.total_q, tokens) + b.batch
+                                                       : b.batch * parts(b.max_q_len, tokens);
+  return tiles * (k.packed ? b.kv_heads : heads_of(s, b));
+}
+
 // One CTA fills a multiprocessor and takes tiles from a counter. Few tiles: the fewest splits that
 // keep nearly all multiprocessors busy to the end.
 void choose_splits_sm90(
@@ -76,11 +83,7 @@ void choose_splits_sm90(
   // A part of a tile costs its partial rows, written and read: worth 1024 keys of 128 rows.
   const std::int64_t fewest = k.tile_m() == 64 ? fewest_split_keys : 4 * fewest_split_keys;
   if (s.determinism == Determinism::invariant || b.max_k_len < 2 * fewest) return;
-  const std::int64_t tokens = k.packed ? k.tile_m() / s.group : k.tile_m();
-  const std::int64_t tiles = s.rows == RowKind::ragged ? parts(b.total_q, tokens) + b.batch
-                                                       : b.batch * parts(b.max_q_len, tokens);
-  const std::int64_t blocks = tiles * (k.packed ? b.kv_heads : heads_of(s, b));
-  const std::int64_t room = device.multiprocessors, n = k.tile_n();
+  const std::int64_t blocks = tiles_sm90(s, b, k), room = device.multiprocessors, n = k.tile_n();
   if (blocks == 0 || blocks >= 2 * room) return;
   const auto keys_of = [&](std::int64_t splits) {
     return parts(parts(b.max_k_len, splits), n) * n;
@@ -111,8 +114,9 @@ void choose_sm90(
   const std::int64_t rows = b.max_q_len * (k.packed ? s.group : 1);
   if (rows <= 64)
     k.warpgroups = 1;
-  else if (!k.packed && k.tile_m() > 128 && rows <= 128)
-    k.warpgroups = 2;
+  else if (!k.packed && k.tile_m() > 128 &&
+           (rows <= 128 || tiles_sm90(s, b, k) < 2 * device.multiprocessors))
+    k.warpgroups = 2;  // lower tiles share out better
   choose_splits_sm90(s, b, device, k, c);
 }
 

@@ -130,8 +130,9 @@ std::string score_text(const expr::Program& program, bool backward, bool capture
       reads += fmt::format(
           ", Read<{}, {}>", term.slot, program.slots[static_cast<std::size_t>(term.slot)].rank);
   text += fmt::format(
-      "struct Score {{\n  static constexpr bool identity = false;\n"
+      "struct Score {{\n  static constexpr bool identity = false, linear = {};\n"
       "  static constexpr int params = {};\n  using Captures = Captured<params{}>;\n",
+      score.linear,
       std::max<std::size_t>(1, program.params.size()),
       reads);
   text += fmt::format(

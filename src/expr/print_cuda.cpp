@@ -146,7 +146,7 @@ class ScorePrinter {
   CudaScore score() const {
     const std::int32_t root = p_.roots.front();
     CudaScore out;
-    if (fixed(root)) return {fmt::format("v{}", root), "1.0f"};
+    if (fixed(root)) return {fmt::format("v{}", root), "1.0f", false};
     const Op op = at(root).op;
     if (op != Op::add && op != Op::sub) {
       Factors f = factors(root);
@@ -162,10 +162,11 @@ class ScorePrinter {
       take_positive(f);
       return !t.negative && f.fixed.empty() && f.moving == std::vector<std::string>{"raw"};
     });
-    if (plain == terms.end()) return {fmt::format("v{}", root), "1.0f"};
+    if (plain == terms.end()) return {fmt::format("v{}", root), "1.0f", false};
     Factors f = plain->factors;
     out.unit = take_positive(f);
     std::rotate(terms.begin(), plain, plain + 1);
+    out.linear = f.fixed.empty() && terms.size() == 2 && terms[1].factors.distance;
     for (Term& t : terms) {
       const bool first = out.value.empty();
       if (!first) t.factors.add(fmt::format("inverse({})", out.unit), true);
@@ -181,6 +182,7 @@ class ScorePrinter {
   struct Factors {
     std::vector<std::string> fixed, moving;
     std::vector<bool> positive;  // of the fixed ones: is it known?
+    bool distance = false;       // is it all that moves?
     void add(std::string text, bool sure) {
       fixed.push_back(std::move(text));
       positive.push_back(sure);
@@ -223,9 +225,11 @@ class ScorePrinter {
       gather(n.operand[0], f);
       f.add("-1.0f", false);
     } else if (n.op == Op::score) {
+      f.distance = false;
       f.moving.push_back("raw");
       f.add("scale", true);
     } else {
+      f.distance = f.moving.empty() && n.op == Op::to_float && distance_sign(p_, n.operand[0]) != 0;
       f.moving.push_back(fmt::format("v{}", id));
     }
   }

@@ -229,9 +229,11 @@ CudaKept cuda_kept(const Program& p, const char* kept);
 
 /// After the statements of print_cuda: root 0 is `unit` * `value`. The unit is positive, the same
 /// for all pairs and made of constants, lifted parameters and `scale`, which must be positive. An
-/// exponent takes it with the multiplication that it needs anyway.
+/// exponent takes it with the multiplication that it needs anyway. `linear`: the value is the raw
+/// product plus a multiple of the distance that all pairs of a row share, as in ALiBi.
 struct CudaScore {
   std::string value, unit;
+  bool linear = false;
 };
 CudaScore cuda_score(const Program& p);
 

@@ -134,8 +134,8 @@ struct Consumer90 {
       if constexpr (KeyTiles<C>::planned) {
         const unsigned info = base + L::info + L::info_bytes * k.at();
         const int further = load_shared_word(info + 4);
-        more = further >= 0;
-        needed = C::pingpong || (further >> group & 1);
+        more = __any_sync(0xffffffffu, further >= 0);
+        needed = C::pingpong || __any_sync(0xffffffffu, further >> group & 1);
         j0 = load_shared_word(info) * n;
 #pragma unroll
         for (int i = 0; i < L::blocks; ++i)
@@ -147,9 +147,9 @@ struct Consumer90 {
       }
     };
     const auto weigh = [&] {
-      score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, fixed);
+      score_tile90<C, Mask, Score>(p, s, r, acc, j0, classes, fixed, Score::linear && bold);
       if (C::bold && bold) {
-        shifts = soft.bold_step(acc, unit);
+        shifts = soft.bold_step(acc, unit, Line<Score>(p, s, r, j0, fixed, unit));
         moved = shifts;
       } else {
         shifts = false;
@@ -157,12 +157,6 @@ struct Consumer90 {
         bold = !careful && soft.ready();
       }
       if constexpr (C::dropout) drop(s, r, acc, j0);
-    };
-    const auto follow = [&] {  // the references of the rows
-      if (moved) {
-        if (shifts) soft.shift(acc);
-        rescale_rows(out, soft.rescale);
-      }
     };
     const auto k_done = [&] {
       free(L::k_empty + 8 * k.at());
@@ -176,14 +170,15 @@ struct Consumer90 {
 
 #pragma unroll 1
     while (more) {
-      mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
       if (!needed) {  // only others do
+        mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         look_up();
         k_done();
         mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
         v_done();
         continue;
       }
+      mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
       my_turn();
       wgmma_fence();
       scores(acc);
@@ -192,13 +187,21 @@ struct Consumer90 {
       settle();
       wgmma_wait<0>();
       pin(acc);
-      k_done();
-      weigh();
-      if constexpr (KeyTiles<C>::planned && !C::pingpong) follow();  // else O is zero
-      to_fragments<T, n>(weights, acc);
-
+      bool first = true;
 #pragma unroll 1
-      while (more && needed) {
+      for (;;) {
+        k_done();
+        weigh();
+        wgmma_wait<0>();
+        pin(out);
+        if (!first) v_done();
+        first = false;
+        if (moved) {
+          if (shifts) soft.shift(acc);
+          rescale_rows(out, soft.rescale);
+        }
+        to_fragments<T, n>(weights, acc);
+        if (!(more && needed)) break;
         mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         my_turn();
         pin(acc);
@@ -212,13 +215,6 @@ struct Consumer90 {
         look_up();
         wgmma_wait<1>();
         pin(acc);
-        k_done();
-        weigh();
-        wgmma_wait<0>();
-        pin(out);
-        v_done();
-        follow();
-        to_fragments<T, n>(weights, acc);
       }
       mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
       pin(out);

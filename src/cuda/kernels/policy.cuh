@@ -10,6 +10,8 @@
 // q; pairs outside the lengths may be asked, and their answer is thrown away):
 //   struct Score {
 //     static constexpr bool identity = false;
+//     static constexpr bool linear = false;  // is apply raw + slope * distance, the slope that of
+//                                            // batch and head?
 //     static constexpr int params = 2;  // of the program
 //     using Captures = Captured<2, Read<0, 1>>;  // each read of an array that has a gradient:
 //                                                // its slot and how many indices
@@ -40,7 +42,7 @@ struct FullMask {
 };
 
 struct IdentityScore {
-  static constexpr bool identity = true;
+  static constexpr bool identity = true, linear = false;
   static constexpr int params = 1;
   using Captures = Captured<1>;
   struct Fixed {

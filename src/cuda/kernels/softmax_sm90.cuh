@@ -39,7 +39,38 @@ struct Rows90 {
   }
 };
 
-/// Scores in units of Score::unit, and -inf where masked.
+/// What a score adds to products times its unit, if it is linear in the distance: to row `half`, at
+/// key j0 + (threadIdx.x & 3) * 2 and `further` ones.
+template <class Score>
+struct Line {
+  float at[2], slope[2];
+  __device__ __forceinline__ Line(const Params& p,
+                                  const Sequence& s,
+                                  const Rows90& r,
+                                  int j0,
+                                  const typename Score::Fixed (&fixed)[2],
+                                  float unit) {
+    if constexpr (Score::linear) {
+      const float scale = Scale(p).value;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        slope[half] =
+            unit *
+            Score::apply(
+                p, r.work.b, r.heads[half], 0, 0, s.q_len, s.k_len, 1.0f, 0.0f, scale, fixed[half]);
+        at[half] = slope[half] * distance_of(s, r.tokens[half], j0 + (threadIdx.x & 3) * 2);
+      }
+    }
+  }
+  /// The same, above `base`.
+  __device__ __forceinline__ float above(float base, int half, int further) const {
+    if constexpr (Score::linear)
+      return fmaf(slope[half], static_cast<float>(further), at[half] - base);
+    return -base;
+  }
+};
+
+/// Scores in units of Score::unit, or the products alone if `raw`; -inf where masked.
 template <class C, class Mask, class Score, int n>
 __device__ __forceinline__ void score_tile90(const Params& p,
                                              const Sequence& s,
@@ -47,11 +78,12 @@ __device__ __forceinline__ void score_tile90(const Params& p,
                                              float (&acc)[n][4],
                                              int j0,
                                              const int* classes,
-                                             const typename Score::Fixed (&fixed)[2]) {
+                                             const typename Score::Fixed (&fixed)[2],
+                                             bool raw) {
   const int t = (threadIdx.x & 3) * 2;
   const Scale scale(p);
   scale.apply(p, acc);
-  if constexpr (!Score::identity) {
+  if (!Score::identity && !raw) {
     // Converted once a row; further keys are whole numbers away.
     const float from[2] = {distance_of(s, r.tokens[0], j0 + t),
                            distance_of(s, r.tokens[1], j0 + t)};
@@ -206,7 +238,7 @@ struct Softmax90 {
       rescale[half] = exp2_fast(old - from[half]);  // exactly 1 for a reference that stays
     }
     float part[2];
-    weigh(acc, unit, from, part);
+    weigh(acc, unit, [&](int half, int) { return -from[half]; }, part);
 #pragma unroll
     for (int half = 0; half < 2; ++half) sum[half] = fmaf(sum[half], rescale[half], part[half]);
     return lazy ? __any_sync(0xffffffffu, moved) : true;
@@ -214,10 +246,14 @@ struct Softmax90 {
 
   /// The same without looking for maxima: references stay until a sum exceeds 2^12. Returns whether
   /// one did: then shift() must follow, before anything reads the weights.
-  template <int n>
-  __device__ __forceinline__ bool bold_step(float (&acc)[n][4], float unit) {
+  template <int n, class Line>
+  __device__ __forceinline__ bool bold_step(float (&acc)[n][4], float unit, const Line& line) {
     float part[2];
-    weigh(acc, unit, base, part);
+    weigh(
+        acc,
+        unit,
+        [&](int half, int further) { return line.above(base[half], half, further); },
+        part);
 #pragma unroll
     for (int half = 0; half < 2; ++half) sum[half] += part[half];
     return !__all_sync(0xffffffffu, sum[0] <= most && sum[1] <= most);  // NaN is not
@@ -240,17 +276,17 @@ struct Softmax90 {
   }
 
  private:
-  template <int n>
+  template <int n, class Above>
   static __device__ __forceinline__ void weigh(float (&acc)[n][4],
                                                float unit,
-                                               const float (&from)[2],
+                                               const Above& above,
                                                float (&part)[2]) {
     float parts[4] = {};
 #pragma unroll
     for (int i = 0; i < n; ++i)
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        parts[e] += acc[i][e] = exp2_fast(fmaf(acc[i][e], unit, -from[e >> 1]));
+        parts[e] += acc[i][e] = exp2_fast(fmaf(acc[i][e], unit, above(e >> 1, i * 8 + (e & 1))));
 #pragma unroll
     for (int half = 0; half < 2; ++half) part[half] = parts[2 * half] + parts[2 * half + 1];
   }
