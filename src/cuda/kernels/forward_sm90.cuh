@@ -134,8 +134,8 @@ struct Consumer90 {
       if constexpr (KeyTiles<C>::planned) {
         const unsigned info = base + L::info + L::info_bytes * k.at();
         const int further = load_shared_word(info + 4);
-        more = __any_sync(0xffffffffu, further >= 0);
-        needed = C::pingpong || __any_sync(0xffffffffu, further >> group & 1);
+        more = further >= 0;
+        needed = C::pingpong || (further >> group & 1);
         j0 = load_shared_word(info) * n;
 #pragma unroll
         for (int i = 0; i < L::blocks; ++i)
@@ -158,6 +158,12 @@ struct Consumer90 {
       }
       if constexpr (C::dropout) drop(s, r, acc, j0);
     };
+    const auto follow = [&] {  // the references of the rows
+      if (moved) {
+        if (shifts) soft.shift(acc);
+        rescale_rows(out, soft.rescale);
+      }
+    };
     const auto k_done = [&] {
       free(L::k_empty + 8 * k.at());
       k.next();
@@ -170,15 +176,14 @@ struct Consumer90 {
 
 #pragma unroll 1
     while (more) {
+      mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
       if (!needed) {  // only others do
-        mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         look_up();
         k_done();
         mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
         v_done();
         continue;
       }
-      mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
       my_turn();
       wgmma_fence();
       scores(acc);
@@ -187,21 +192,13 @@ struct Consumer90 {
       settle();
       wgmma_wait<0>();
       pin(acc);
-      bool first = true;
+      k_done();
+      weigh();
+      if constexpr (KeyTiles<C>::planned && !C::pingpong) follow();  // else O is zero
+      to_fragments<T, n>(weights, acc);
+
 #pragma unroll 1
-      for (;;) {
-        k_done();
-        weigh();
-        wgmma_wait<0>();
-        pin(out);
-        if (!first) v_done();
-        first = false;
-        if (moved) {
-          if (shifts) soft.shift(acc);
-          rescale_rows(out, soft.rescale);
-        }
-        to_fragments<T, n>(weights, acc);
-        if (!(more && needed)) break;
+      while (more && needed) {
         mbarrier_wait(base + L::k_full + 8 * k.at(), k.parity());
         my_turn();
         pin(acc);
@@ -215,6 +212,13 @@ struct Consumer90 {
         look_up();
         wgmma_wait<1>();
         pin(acc);
+        k_done();
+        weigh();
+        wgmma_wait<0>();
+        pin(out);
+        v_done();
+        follow();
+        to_fragments<T, n>(weights, acc);
       }
       mbarrier_wait(base + L::v_full + 8 * v.at(), v.parity());
       pin(out);
