@@ -85,7 +85,7 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   } else if (d <= 128) {
     t.q_stages = 2;
   } else if (k.dqk <= 192 && k.dv <= 128) {
-    t.keys = 128;  // three warpgroups with 64 keys: as fast
+    t.keys = 128;  // three warpgroups with 64 keys are as fast
   } else if (d <= 192) {
     t.keys = 96;  // not measured
   } else {
@@ -101,10 +101,9 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   if (k.dropout) t.keys = 64;
   if (k.warpgroups) t.warpgroups = k.warpgroups;
   // Looking up runs and pages takes registers.
-  const int roomy = planned + paged;
   if (t.warpgroups > 1) {
     const int granted = 65536 / t.threads() / 8 * 8 * (t.warpgroups + 1);
-    t.consumer_registers = (granted - (roomy ? 40 + 16 * roomy : 24)) / t.warpgroups / 8 * 8;
+    t.consumer_registers = (granted - (planned || paged ? 56 : 24)) / t.warpgroups / 8 * 8;
     t.producer_registers = granted - t.warpgroups * t.consumer_registers;
   }
   // Packed rows 528 with turns, 487 without; d 256 1.00 to 1.02. A warpgroup that passes its
