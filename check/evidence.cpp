@@ -2,6 +2,9 @@
 // The oracle and the twin beside what a backend made.
 #include "check/evidence.hpp"
 
+#include <fmt/format.h>
+
+#include <string>
 #include <utility>
 
 #include "attention/execute.hpp"
@@ -26,6 +29,27 @@ std::vector<std::vector<Reading>> twins_of(const Case& c, const Problem& p, cons
     out.push_back(backward ? twin_backward(p, 0.087 * r, sample)
                            : twin_forward(p, 0.087 * r, sample));
   return out;
+}
+
+/// What a case is compared with, whoever computed it.
+struct Truth {
+  std::vector<Reading> oracle, exact;
+  std::vector<std::vector<Reading>> twins;
+};
+
+/// The truth of the last case is kept: tests run one case again with faults planted in it. Cases
+/// run one at a time.
+template <class F>
+Evidence beside_truth(const Case& c, const Sample& sample, std::vector<Reading> got, F&& make) {
+  static std::string last;
+  static Truth truth;
+  const std::string name = fmt::format("{} step {}", c.name(), sample.step);
+  if (name != last) {
+    last.clear();
+    truth = make();
+    last = name;
+  }
+  return {std::move(got), truth.oracle, truth.exact, truth.twins};
 }
 
 /// O and LSE of the sample, in float64.
@@ -62,24 +86,31 @@ std::vector<Reading> sampled_gradients(Problem p, const Sample& sample) {
 
 Evidence of_forward(const Case& c, const Inputs& in, const Forward& f, const Sample& sample) {
   const Problem problem = resolve(in.q, in.kv, in.options);
-  Evidence e;
-  e.got = readings(problem, f, sample);
-  Problem plain = problem;  // what the twin computes
-  Quantised rounded;
-  e.oracle = sampled_forward(in, sample);
-  if (c.quantised()) {
-    rounded = quantised(in.q, in.kv, in.options);
-    plain = resolve(rounded.q, rounded.kv, rounded.options);
-    plain.spec.precision = problem.spec.precision;
-    plain.spec.out_dtype = problem.spec.out_dtype;
-    Inputs same = in;
-    same.q = rounded.q;
-    same.kv = rounded.kv;
-    same.options = rounded.options;
-    e.exact = std::exchange(e.oracle, sampled_forward(same, sample));
+  const auto truth = [&] {
+    Truth t;
+    Problem plain = problem;  // what the twin computes
+    Quantised rounded;
+    t.oracle = sampled_forward(in, sample);
+    if (c.quantised()) {
+      rounded = quantised(in.q, in.kv, in.options);
+      plain = resolve(rounded.q, rounded.kv, rounded.options);
+      plain.spec.precision = problem.spec.precision;
+      plain.spec.out_dtype = problem.spec.out_dtype;
+      Inputs same = in;
+      same.q = rounded.q;
+      same.kv = rounded.kv;
+      same.options = rounded.options;
+      t.exact = std::exchange(t.oracle, sampled_forward(same, sample));
+    }
+    t.twins = twins_of(c, plain, sample);
+    return t;
+  };
+  // A sampled backward is compared by two directions.
+  if (c.backward()) {
+    Truth t = truth();
+    return {readings(problem, f, sample), t.oracle, t.exact, t.twins};
   }
-  e.twins = twins_of(c, plain, sample);
-  return e;
+  return beside_truth(c, sample, readings(problem, f, sample), truth);
 }
 
 Evidence of_backward(const Case& c,
@@ -87,22 +118,20 @@ Evidence of_backward(const Case& c,
                      const Forward& forward,
                      const Gradients& gradients,
                      const Sample& sample) {
-  Evidence e;
   const auto resolved = [&](const Forward& f) {
     return resolve_backward(in.dout, in.q, in.kv, f.o, f.lse, in.options, in.backward);
   };
-  if (sample.whole()) {
-    const Problem problem = resolved(reference(in.q, in.kv, in.options));
-    e.got = readings(problem, gradients);
-    e.oracle = readings(problem, reference_backward(in.dout, in.q, in.kv, in.options, in.backward));
-    e.twins = twins_of(c, problem, sample);
-    return e;
-  }
   const Problem problem = resolved(forward);
-  e.got = readings(problem, gradients, sample);
-  e.oracle = sampled_gradients(problem, sample);
-  e.twins = twins_of(c, problem, sample);
-  return e;
+  std::vector<Reading> got = readings(problem, gradients, sample);
+  if (!sample.whole())
+    return {std::move(got), sampled_gradients(problem, sample), {}, twins_of(c, problem, sample)};
+  return beside_truth(c, sample, std::move(got), [&] {
+    const Forward exact = reference(in.q, in.kv, in.options);
+    const Problem p = resolved(exact);
+    return Truth{readings(p, reference_backward(in.dout, in.q, in.kv, in.options, in.backward)),
+                 {},
+                 twins_of(c, p, sample)};
+  });
 }
 
 DType multiplied_as(const Case& c) { return c.precision == "i8/bf16" ? DType::bf16 : c.dtype; }

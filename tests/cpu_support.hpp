@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -31,14 +32,28 @@ struct ForcedIsa {
   ~ForcedIsa() { unsetenv("UNDIVIDED_ISA"); }
 };
 
+/// At least the first `n` normal numbers of a seed. Every instruction set is tested with the same.
+inline const std::vector<float>& normal_numbers(unsigned seed, std::int64_t n) {
+  struct Stream {
+    std::mt19937 engine;
+    std::normal_distribution<float> normal{0.0f, 1.0f};
+    std::vector<float> drawn;
+  };
+  static std::map<unsigned, Stream> streams;
+  const auto [at, fresh] = streams.try_emplace(seed);
+  Stream& s = at->second;
+  if (fresh) s.engine.seed(seed);
+  while (s.drawn.size() < static_cast<std::size_t>(n)) s.drawn.push_back(s.normal(s.engine));
+  return s.drawn;
+}
+
 inline Tensor random_tensor(DType dtype, std::initializer_list<std::int64_t> shape, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal(0.0f, 1.0f);
   Tensor t = Tensor::empty(dtype, shape);
+  const std::vector<float>& numbers = normal_numbers(seed, t.count());
   for (std::int64_t i = 0; i < t.count(); ++i)
     store_element(dtype,
                   static_cast<std::byte*>(t.data) + i * static_cast<std::int64_t>(size_of(dtype)),
-                  normal(engine));
+                  numbers[static_cast<std::size_t>(i)]);
   return t;
 }
 

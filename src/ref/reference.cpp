@@ -25,6 +25,11 @@ double at(DType dtype, const std::byte* row, std::int64_t i) {
   return load_element(dtype, row + i * static_cast<std::int64_t>(size_of(dtype)));
 }
 
+/// A row of `n` numbers as float64.
+void read_row(DType dtype, const std::byte* row, int n, double* to) {
+  for (int i = 0; i < n; ++i) to[i] = at(dtype, row, i);
+}
+
 /// One query row against every key: scores, keep flags, and what the gradient needs.
 class Row {
  public:
@@ -35,26 +40,44 @@ class Row {
         score_scratch_(args.score->program->nodes.size()) {}
 
   std::vector<double> score, raw;    // final score, scale * q.k
+  std::vector<double> q;             // the row itself
   std::vector<char> kept, survives;  // by the mask; by dropout
   Sequence s;
   std::int64_t b = 0, h = 0, i = 0, kv_head = 0;
 
+  /// A sequence and a head: K and V of all its keys, read once.
+  void enter(std::int64_t batch, std::int64_t head) {
+    b = batch, h = head, kv_head = head / spec_.group;
+    keys_.resize(static_cast<std::size_t>(s.k_len * spec_.dqk));
+    values_.resize(static_cast<std::size_t>(s.k_len * spec_.dv));
+    for (std::int64_t j = 0; j < s.k_len; ++j) {
+      const auto address = [&](const View& v) {
+        return key_run(spec_, args_.kv, v, s, b, kv_head, j).data;
+      };
+      read_row(spec_.dtype, address(args_.kv.k), spec_.dqk, keys_.data() + j * spec_.dqk);
+      read_row(spec_.dtype, address(args_.kv.v), spec_.dv, values_.data() + j * spec_.dv);
+    }
+  }
+  const double* key(std::int64_t j) const { return keys_.data() + j * spec_.dqk; }
+  const double* value(std::int64_t j) const { return values_.data() + j * spec_.dv; }
+
   /// Keys that are not in the sample count as masked, unless the row is in it.
-  void load(std::int64_t batch, std::int64_t head, std::int64_t row, const Sample& sample) {
-    b = batch, h = head, i = row, kv_head = head / spec_.group;
+  void load(std::int64_t row, const Sample& sample) {
+    i = row;
     const auto n = static_cast<std::size_t>(s.k_len);
     score.assign(n, 0);
     raw.assign(n, 0);
     kept.assign(n, 0);
     survives.assign(n, 1);
-    const std::byte* q = row_address(spec_, args_.q.data, s, b, h, i);
+    q.resize(static_cast<std::size_t>(spec_.dqk));
+    read_row(spec_.dtype, row_address(spec_, args_.q.data, s, b, h, i), spec_.dqk, q.data());
     const bool whole = sample.takes(b, h, i, s.q_len);
     for (std::int64_t j = 0; j < s.k_len; ++j) {
       if (!whole && !sample.takes(0, kv_head, j, s.k_len)) continue;
       const auto c = static_cast<std::size_t>(j);
       double dot = 0;
-      const std::byte* k = key_run(spec_, args_.kv, args_.kv.k, s, b, kv_head, j).data;
-      for (int d = 0; d < spec_.dqk; ++d) dot += at(spec_.dtype, q, d) * at(spec_.dtype, k, d);
+      const double* k = key(j);
+      for (std::size_t d = 0; d < q.size(); ++d) dot += q[d] * k[d];
       raw[c] = args_.scale * dot;
       const expr::Point point = point_of(j);
       double keep = 0;
@@ -97,6 +120,7 @@ class Row {
   const Spec& spec_;
   const Args& args_;
   std::vector<double> mask_scratch_, score_scratch_;
+  std::vector<double> keys_, values_;
 };
 
 template <class F>
@@ -105,9 +129,10 @@ void for_each_row(const Spec& spec, const Args& args, const Sample& sample, F&& 
   for (std::int64_t b = 0; b < batch_of(spec, args); ++b) {
     for (std::int64_t h = 0; h < query_heads(args); ++h) {
       row.s = sequence(spec, args, b, h);
+      row.enter(b, h);
       for (std::int64_t i = 0; i < row.s.q_len; ++i) {
         if (spec.op == Operation::forward && !sample.takes(b, h, i, row.s.q_len)) continue;
-        row.load(b, h, i, sample);
+        row.load(i, sample);
         body(row);
       }
     }
@@ -141,6 +166,9 @@ struct Sum {
 };
 
 void add(std::byte* row, std::int64_t i, double x) { reinterpret_cast<double*>(row)[i] += x; }
+void add_row(double* row, double factor, const double* x, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) row[i] += factor * x[i];
+}
 
 }  // namespace
 
@@ -157,9 +185,9 @@ void forward(const Spec& spec, const Args& args, const Sample& sample) {
       const auto c = static_cast<std::size_t>(j);
       if (!row.kept[c]) continue;
       const double p = row.probability(c, lse);
-      const std::byte* v = key_run(spec, args.kv, args.kv.v, row.s, row.b, row.kv_head, j).data;
-      for (int d = 0; d < spec.dv; ++d)
-        o[static_cast<std::size_t>(d)] += p * row.drop(c) * at(spec.dtype, v, d);
+      const double weight = p * row.drop(c);
+      const double* v = row.value(j);
+      for (std::size_t d = 0; d < o.size(); ++d) o[d] += weight * v[d];
       if (mass) add(key_scalar_address(spec, mass.tensor, row.s, row.b, row.h, j), 0, p);
       if (args.max_logit) {
         void* most = args.max_logit.at({row.b, row.h});
@@ -187,6 +215,7 @@ void backward(const Spec& spec, const Args& args, const Sample& sample) {
   const expr::Gradient gradient = expr::differentiate(*args.score->program);
   std::vector<double> scratch(gradient.program.nodes.size()),
       partial(gradient.program.roots.size());
+  std::vector<double> g(static_cast<std::size_t>(spec.dv)), o(g.size());
   for_each_row(spec, args, sample, [&](Row& row) {
     const double lse = load_element(args.lse.dtype,
                                     row_scalar_address(spec, args.lse, row.s, row.b, row.h, row.i));
@@ -195,41 +224,34 @@ void backward(const Spec& spec, const Args& args, const Sample& sample) {
                                  row_scalar_address(spec, args.dlse, row.s, row.b, row.h, row.i))
                   : 0;
     const View& dout = args.dout.data;
-    const std::byte* g = row_address(spec, dout, row.s, row.b, row.h, row.i);
-    const std::byte* o = row_address(spec, args.o, row.s, row.b, row.h, row.i);
-    const std::byte* q = row_address(spec, args.q.data, row.s, row.b, row.h, row.i);
+    const auto address = [&](const View& v) {
+      return row_address(spec, v, row.s, row.b, row.h, row.i);
+    };
+    read_row(dout.dtype, address(dout), spec.dv, g.data());
+    read_row(args.o.dtype, address(args.o), spec.dv, o.data());
     double delta = -dlse;
-    for (int d = 0; d < spec.dv; ++d) delta += at(dout.dtype, g, d) * at(args.o.dtype, o, d);
+    for (std::size_t d = 0; d < g.size(); ++d) delta += g[d] * o[d];
     if (dsink && lse != -infinity)
       add(static_cast<std::byte*>(dsink.tensor.data), row.h, -std::exp(row.sink() - lse) * delta);
     for (std::int64_t j = 0; j < row.s.k_len; ++j) {
       const auto c = static_cast<std::size_t>(j);
       const double p = row.probability(c, lse);
       if (!row.kept[c]) continue;
-      const std::byte* k = key_run(spec, args.kv, args.kv.k, row.s, row.b, row.kv_head, j).data;
-      const std::byte* v = key_run(spec, args.kv, args.kv.v, row.s, row.b, row.kv_head, j).data;
+      const auto sum_of = [&](const Sum& sum) {
+        return reinterpret_cast<double*>(
+            key_run(spec, args.kv, sum.tensor, row.s, row.b, row.kv_head, j).data);
+      };
+      const double* v = row.value(j);
       double dp = 0;
-      for (int d = 0; d < spec.dv; ++d) {
-        dp += at(dout.dtype, g, d) * at(spec.dtype, v, d);
-        if (dv)
-          add(key_run(spec, args.kv, dv.tensor, row.s, row.b, row.kv_head, j).data,
-              d,
-              p * row.drop(c) * at(dout.dtype, g, d));
-      }
+      for (std::size_t d = 0; d < g.size(); ++d) dp += g[d] * v[d];
+      if (dv) add_row(sum_of(dv), p * row.drop(c), g.data(), g.size());
       const double dscore = p * (dp * row.drop(c) - delta);
       expr::evaluate(
           gradient.program, args.score->bound, row.point_of(j), scratch.data(), partial.data());
       const double draw = dscore * partial[0] * args.scale;
-      for (int d = 0; d < spec.dqk; ++d) {
-        if (dq)
-          add(row_address(spec, dq.tensor, row.s, row.b, row.h, row.i),
-              d,
-              draw * at(spec.dtype, k, d));
-        if (dk)
-          add(key_run(spec, args.kv, dk.tensor, row.s, row.b, row.kv_head, j).data,
-              d,
-              draw * at(spec.dtype, q, d));
-      }
+      if (dq)
+        add_row(reinterpret_cast<double*>(address(dq.tensor)), draw, row.key(j), row.q.size());
+      if (dk) add_row(sum_of(dk), draw, row.q.data(), row.q.size());
       for (std::size_t t = 0; t < gradient.terms.size(); ++t) {
         const auto& term = gradient.terms[t];
         const auto slot = static_cast<std::size_t>(term.slot);
