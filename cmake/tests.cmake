@@ -75,6 +75,9 @@ foreach(area IN LISTS areas)
   endif()
   add_test(NAME test_${area} COMMAND test_${area} --gtest_brief=1
            --gtest_output=xml:${PROJECT_BINARY_DIR}/results/test_${area}.xml)
+  if(area MATCHES "^(attention|cpu|cuda)$")  # the longest first: none runs alone at the end
+    set_tests_properties(test_${area} PROPERTIES COST 100)
+  endif()
 endforeach()
 
 # The C face, from plain C.

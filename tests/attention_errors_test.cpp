@@ -344,8 +344,8 @@ INSTANTIATE_TEST_SUITE_P(
                     "the gradient of O has dtype f16; f32 like O is expected"},
         BackwardRow{"dout_dtype_beside_wide_o",
                     [](Call& c, Rows& d, View&, View&, BackwardOptions&) {
-                      for (Tensor* t : {&c.q_data, &c.k_data, &c.v_data})
-                        *t = converted(*t, DType::bf16);
+                      for (Tensor* input : {&c.q_data, &c.k_data, &c.v_data})
+                        *input = converted(*input, DType::bf16);
                       c.q = Rows(c.q_data);
                       c.kv = dense(c.k_data, c.v_data);
                       c.options.out_dtype = DType::f32;
@@ -364,7 +364,7 @@ INSTANTIATE_TEST_SUITE_P(
             "dlse_shape",
             [](Call&, Rows&, View&, View&, BackwardOptions& b) { b.dlse = zeros({2, 4, 9}); },
             "the gradient of LSE is f32 [2, 4, 9]; f32 of shape [2, 4, 6] is expected"}),
-    [](const auto& info) { return std::string(info.param.name); });
+    [](const auto& test) { return std::string(test.param.name); });
 
 // ---- plans and merges ----
 

@@ -90,7 +90,7 @@ class CpuAllocation : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(All,
                          CpuAllocation,
                          testing::Values(DType::f32, DType::f16, DType::bf16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& test) { return std::string(name_of(test.param)); });
 
 TEST_P(CpuAllocation, PagesMasksScoresAndDropoutAllocateNothing) {
   Case c{

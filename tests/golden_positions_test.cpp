@@ -54,7 +54,7 @@ class Positions : public testing::TestWithParam<Backend> {
 INSTANTIATE_TEST_SUITE_P(Backends,
                          Positions,
                          testing::Values(Backend::reference, Backend::cpu),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& test) { return std::string(name_of(test.param)); });
 
 TEST_P(Positions, CausalAtTheStartIsTheUpperLeftTriangle) {
   EXPECT_EQ(see(3, 5, {.mask = causal(), .align = Align::start}),

@@ -131,8 +131,8 @@ TEST_P(Sdpa, CpuGivesWhatFloatCanHold) {
   expect(f, attention_backward(dout(t), q32, k32, v32, f), 2e-6);
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Sdpa, testing::ValuesIn(table), [](const auto& info) {
-  std::string name = info.param.name;
+INSTANTIATE_TEST_SUITE_P(Golden, Sdpa, testing::ValuesIn(table), [](const auto& test) {
+  std::string name = test.param.name;
   for (char& c : name)
     if (c == ' ') c = '_';
   return name;
