@@ -31,7 +31,7 @@ struct Worker {
 /// Rows of O that no list names, between those of a macro-tile: they become 0, some at a time.
 class Gaps {
  public:
-  void find(const Run& run, const ScoreTiles& tiles, std::int64_t steps) {
+  void find(const Run& run, const ScoreTiles& tiles) {
     const View& o = run.args.o;
     const Sequence& s = tiles.sequence();
     if (!o || !s.q_rows || s.q_len == o.size(2)) return;
@@ -45,7 +45,11 @@ class Gaps {
     last_ = s.q_rows + end;
     at_ = begin == 0 ? 0 : *listed_;
     end_ = end == s.q_len ? o.size(2) : *last_;
-    share_ = (end_ - at_ + steps) / (steps + 1);
+    std::int64_t steps = 1;  // tiles that the rows will meet
+    for (int sub = 0; sub < tiles.subs(); ++sub)
+      steps +=
+          (s.end[tiles.row(sub, tiles.lanes_of(sub) - 1)] - s.first[tiles.row(sub, 0)]) / key_block;
+    share_ = (end_ - at_ + steps - 1) / steps;
   }
   void clear_some() { clear(std::min(end_, at_ + share_)); }
   void clear_rest() {
@@ -215,9 +219,8 @@ class Call {
     const auto end = [&](int sub) {
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
     };
-    const std::int64_t blocks = std::max<std::int64_t>(0, (high - low + key_block - 1) / key_block);
     Gaps gaps;
-    if (split == 0) gaps.find(run_, tiles, blocks * tiles.subs());
+    if (split == 0) gaps.find(run_, tiles);
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
