@@ -16,6 +16,7 @@
 
 #include "cpu/describe.hpp"
 #include "cpu/flush.hpp"
+#include "cpu/gaps.hpp"
 #include "cpu/sweep.hpp"
 #include "undivided/error.hpp"
 
@@ -193,6 +194,7 @@ struct Backward::Call {
     const Spec& spec = run.spec;
     const Args& args = run.args;
     const Sequence s = sequence(spec, args, b, h);
+    Gaps(run.kernels, args.dq, b, h, s.q_rows, s.q_len, 0, s.q_len).clear_rest();
     float x[512], y[512];
     for (std::int64_t i = 0; i < s.q_len; ++i) {
       run.kernels.copy_rows(
@@ -291,6 +293,9 @@ struct Backward::Call {
     const Spec& spec = run.spec;
     const Sequence s = sequence(spec, run.args, b, kv_head * spec.group);
     const std::int64_t k1 = std::min(s.k_len, k0 + buffer_keys);
+    if (k0 == 0)
+      for (const View* to : {&run.args.dk, &run.args.dv})
+        Gaps(run.kernels, *to, b, kv_head, s.k_rows, s.k_len, 0, s.k_len).clear_rest();
     if (k0 >= k1 && !(one_pass && k0 == 0)) return;
     const SweepMemory m = memory(id);
     const std::int64_t dqk = padded(plan.setup_, spec.dqk), dv = padded(plan.setup_, spec.dv);
@@ -375,8 +380,8 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
             static_cast<std::byte*>(workspace) + fixed_bytes_,
             form,
             buffer_keys};
-  if (spec.q_lengths || spec.listed || spec.rows == RowKind::ragged) zero(args.dq, executor);
-  if (spec.k_lengths || spec.listed || spec.kv != KvKind::dense) {
+  if (spec.q_lengths || spec.rows == RowKind::ragged) zero(args.dq, executor);
+  if (spec.k_lengths || spec.kv != KvKind::dense) {
     zero(args.dk, executor);
     zero(args.dv, executor);
   }

@@ -11,6 +11,7 @@
 #include <bit>
 
 #include "cpu/describe.hpp"
+#include "cpu/gaps.hpp"
 #include "cpu/row_end.hpp"
 #include "cpu/row_state.hpp"
 
@@ -26,52 +27,6 @@ struct Worker {
   Worker(Arena& arena, const Setup& setup) : tiles(arena, setup), rows(arena, setup) {}
   ScoreTiles::Memory tiles;
   RowState rows;
-};
-
-/// Rows of O that no list names, between those of a macro-tile: they become 0, some at a time.
-class Gaps {
- public:
-  void find(const Run& run, const ScoreTiles& tiles) {
-    const View& o = run.args.o;
-    const Sequence& s = tiles.sequence();
-    if (!o || !s.q_rows || s.q_len == o.size(2)) return;
-    const auto size = static_cast<std::int64_t>(size_of(o.dtype));
-    first_ = static_cast<std::byte*>(o.at({tiles.batch(), tiles.head(), 0, 0}));
-    clear_ = run.kernels.clear;
-    bytes_ = run.spec.dv * size;
-    step_ = o.stride[2] * size;
-    const std::int64_t begin = tiles.row(0, 0), end = tiles.end_row();
-    listed_ = s.q_rows + begin;
-    last_ = s.q_rows + end;
-    at_ = begin == 0 ? 0 : *listed_;
-    end_ = end == s.q_len ? o.size(2) : *last_;
-    std::int64_t steps = 1;  // tiles that the rows will meet
-    for (int sub = 0; sub < tiles.subs(); ++sub)
-      steps +=
-          (s.end[tiles.row(sub, tiles.lanes_of(sub) - 1)] - s.first[tiles.row(sub, 0)]) / key_block;
-    share_ = (end_ - at_ + steps - 1) / steps;
-  }
-  void clear_some() { clear(std::min(end_, at_ + share_)); }
-  void clear_rest() {
-    clear(end_);
-    if (clear_) std::atomic_thread_fence(std::memory_order_seq_cst);
-  }
-
- private:
-  void clear(std::int64_t end) {
-    while (at_ < end) {
-      const std::int64_t next = listed_ < last_ ? *listed_++ : end_;
-      if (step_ == bytes_)
-        clear_(first_ + at_ * step_, (next - at_) * bytes_);
-      else
-        for (; at_ < next; ++at_) clear_(first_ + at_ * step_, bytes_);
-      at_ = next + 1;
-    }
-  }
-  void (*clear_)(std::byte*, std::int64_t) = nullptr;
-  std::byte* first_ = nullptr;
-  std::int64_t bytes_ = 0, step_ = 0, at_ = 0, end_ = 0, share_ = 0;
-  const std::int32_t *listed_ = nullptr, *last_ = nullptr;  // rows not yet passed
 };
 
 /// Unnormalised O with its m and l, of each row and key split.
@@ -220,7 +175,14 @@ class Call {
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
     };
     Gaps gaps;
-    if (split == 0) gaps.find(run_, tiles);
+    if (split == 0 && s.q_rows) {
+      gaps = Gaps(kernels_, run_.args.o, b, head, s.q_rows, s.q_len, first, first + count);
+      std::int64_t steps = 1;  // tiles that these rows meet
+      for (int sub = 0; sub < tiles.subs(); ++sub)
+        steps += (s.end[tiles.row(sub, tiles.lanes_of(sub) - 1)] - s.first[tiles.row(sub, 0)]) /
+                 key_block;
+      gaps.spread(steps);
+    }
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();

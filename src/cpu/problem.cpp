@@ -119,6 +119,8 @@ void Setup::choose_tiles(bool may_slide) {
 namespace {
 
 void check_list(const char* name, const std::int32_t* list, std::int64_t n, std::int64_t most) {
+  if (n < most && !std::is_sorted(list, list + n))
+    refuse("the list of {} holds {} of {} rows; it must ascend, or hold all", name, n, most);
   std::int32_t low = 0, high = -1;
   for (std::int64_t i = 0; i < n; ++i) low = std::min(low, list[i]), high = std::max(high, list[i]);
   if (low < 0 || high >= most)
@@ -127,10 +129,6 @@ void check_list(const char* name, const std::int32_t* list, std::int64_t n, std:
 
 void check_lists(const Args& args, const Sequence& s) {
   check_list("Q", s.q_rows, s.q_len, args.q.data.size(2));
-  if (s.q_len < args.q.data.size(2) && !std::is_sorted(s.q_rows, s.q_rows + s.q_len))
-    refuse("a list of Q holds {} of {} rows; it must ascend, or hold all",
-           s.q_len,
-           args.q.data.size(2));
   check_list("K", s.k_rows, s.k_len, args.kv.k.size(2));
   bool ascend = true;
   std::int32_t first = 0, end = 0;

@@ -108,7 +108,6 @@ class ScoreTiles {
   int subs() const { return subs_; }
   int lanes_of(int sub) const { return std::min(kernels_.lanes, count_ - sub * kernels_.lanes); }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
-  std::int64_t end_row() const { return first_ + count_; }
   std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
   std::byte* address(const View& v, int sub, int lane) const {  // of a row of Q, O, dO or dQ
     const std::int64_t r = row(sub, lane);
