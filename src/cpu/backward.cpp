@@ -28,6 +28,7 @@ constexpr std::int64_t most_worker_bytes = std::int64_t{64} << 20;  // dK and dV
 constexpr std::int64_t most_part_bytes = std::int64_t{256} << 20;   // dQ of all chunks
 constexpr std::int64_t tasks_per_worker = 8;  // so that the last tasks leave little idle
 
+constexpr std::int64_t rows_ahead = 8;  // rows of a list, that no processor foresees, are asked for
 constexpr std::int64_t most_groups = 64;  // of sums of captured arrays
 
 enum class Form : std::uint8_t { whole, parts, passes };
@@ -43,6 +44,10 @@ void zero(const View& v, Executor& executor) {  // rank 3 or 4, last axis dense
                v.size(-2),
                v.size(-1) * bytes);
   });
+}
+
+std::int64_t row_bytes(const View& v) {
+  return v.size(-1) * static_cast<std::int64_t>(size_of(v.dtype));
 }
 
 class Backward final : public Prepared {
@@ -197,6 +202,9 @@ struct Backward::Call {
     Gaps(run.kernels, args.dq, b, h, s.q_rows, s.q_len, 0, s.q_len).clear_rest();
     float x[512], y[512];
     for (std::int64_t i = 0; i < s.q_len; ++i) {
+      if (const std::int64_t soon = i + rows_ahead; s.q_rows && soon < s.q_len)
+        for (const View* v : {&args.o, &args.dout.data})
+          ask_row(row_address(spec, *v, s, b, h, soon), row_bytes(*v));
       run.kernels.copy_rows(
           row_address(spec, args.o, s, b, h, i), 0, args.o.dtype, 1, spec.dv, x, spec.dv, spec.dv);
       run.kernels.copy_rows(row_address(spec, args.dout.data, s, b, h, i),
@@ -320,13 +328,16 @@ struct Backward::Call {
     }
     const auto store =
         [&](const View& to, const float* from, std::int64_t stride, int d, float factor) {
-          for (std::int64_t j = k0; j < k1; ++j)
+          for (std::int64_t j = k0; j < k1; ++j) {
+            if (const std::int64_t soon = j + rows_ahead; s.k_rows && soon < k1)
+              ask_row(key_run(spec, run.args.kv, to, s, b, kv_head, soon).data, row_bytes(to));
             run.kernels.store_row(from + (j - k0) * stride,
                                   factor,
                                   to.dtype,
                                   d,
                                   key_run(spec, run.args.kv, to, s, b, kv_head, j).data,
                                   add);
+          }
         };
     if (spec.want_dk) store(run.args.dk, m.dk, dqk, spec.dqk, static_cast<float>(run.args.scale));
     if (spec.want_dv) store(run.args.dv, m.dv, dv, spec.dv, 1.0f);

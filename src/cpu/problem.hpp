@@ -98,6 +98,11 @@ struct Run {
   std::int64_t task_heads() const { return setup.packed ? kv_heads : heads; }
 };
 
+/// Asks for the lines of a row, which memory then brings.
+inline void ask_row(const std::byte* row, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+}
+
 /// Zeroes `count` rows of `bytes` bytes that lie `step` apart.
 void clear_rows(std::byte* first, std::int64_t step, std::int64_t count, std::int64_t bytes);
 

@@ -42,10 +42,7 @@ void ScoreTiles::pack_queries(int sub) {
 void ScoreTiles::ask_rows(const View& v, int sub) const {
   if (sub >= subs_) return;
   const auto bytes = v.size(-1) * static_cast<std::int64_t>(size_of(v.dtype));
-  for (int lane = 0; lane < lanes_of(sub); ++lane) {
-    const std::byte* from = address(v, sub, lane);
-    for (std::int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
-  }
+  for (int lane = 0; lane < lanes_of(sub); ++lane) ask_row(address(v, sub, lane), bytes);
 }
 
 void ScoreTiles::find_keys(std::int64_t j0, KeyRows& to) const {
@@ -162,8 +159,7 @@ void ScoreTiles::prefetch(int sub) {
   const auto bytes = static_cast<std::int64_t>(size_of(run_.spec.dtype));
   for (const auto& [rows, d] : {std::pair{&soon_.k, run_.spec.dqk}, {&soon_.v, run_.spec.dv}})
     for (int r = sub * share; r < end; ++r)
-      for (std::int64_t at = 0; at < bytes * d; at += 64)
-        __builtin_prefetch((*rows)[static_cast<std::size_t>(r)] + at, 0, 2);
+      ask_row((*rows)[static_cast<std::size_t>(r)], bytes * d);
 }
 
 }  // namespace undivided::cpu
