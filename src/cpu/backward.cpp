@@ -266,7 +266,7 @@ struct Backward::Call {
   void add_parts(std::int64_t b, std::int64_t h, std::int64_t tile) const {
     const FlushToZero flush;
     const Sequence s = sequence(run.spec, run.args, b, h);
-    const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = plan.setup_.tile;
+    const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = run.tile;
     float sum[512];
     for (std::int64_t i = tile * size; i < std::min(s.q_len, (tile + 1) * size); ++i) {
       bool some = false;
@@ -321,7 +321,7 @@ struct Backward::Call {
                 b,
                 h,
                 0,
-                plan.setup_.tiles(mine.q_len),
+                run.tiles(mine.q_len),
                 k0,
                 k1,
                 kept ? part(mine, b, h, k0 / chunk_keys) : DqPart{});
@@ -430,7 +430,7 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
     else
       executor.parallel_for(groups, group);
   };
-  const std::int64_t heads = shared.heads, tiles = setup_.tiles(shared.max_q_len);
+  const std::int64_t heads = shared.heads, tiles = shared.tiles(shared.max_q_len);
   const std::int64_t chunks =
       std::max<std::int64_t>(1, (shared.max_k_len + buffer_keys - 1) / buffer_keys);
   const auto key_task = [&](std::int64_t i, int worker, const CapturedSums::Place* place) {

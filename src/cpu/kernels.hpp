@@ -19,11 +19,10 @@ inline constexpr int max_dim = 512;   // of a head
 inline constexpr int chunk_rows = 8;  // rows that element code handles at once
 inline constexpr int max_lanes = 32;  // lanes of the widest instruction set
 /// Queries of a macro-tile at most: each packs the keys and values anew. The backward keeps five
-/// arrays of them in the second-level cache, the forward two, so of narrow heads it takes twice as
+/// arrays of them in the second-level cache, the forward two; of narrow heads both take twice as
 /// many. With tile registers packing is a larger part of the work, and the processors that have
 /// them have 2 MiB of that cache.
-inline constexpr int query_tile = 256, forward_query_tile = 512, narrow_query_tile = 1024,
-                     matrix_query_tile = 1024;
+inline constexpr int query_tile = 256, forward_query_tile = 512, matrix_query_tile = 1024;
 inline constexpr int block_edge = 8;  // packed keys and values lie in blocks of 8 rows x 8 words
 /// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
 /// is one block longer than a tile, so that columns do not share the same sets of the cache.

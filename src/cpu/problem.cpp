@@ -98,9 +98,11 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
 }
 
 void Setup::choose_tiles(bool may_slide) {
+  const bool narrow = spec.dqk + spec.dv <= 128;
+  if (spec.op == Operation::backward && narrow) tile = 2 * query_tile;
   if (spec.op == Operation::forward)
     tile = dots && dots == kernels->matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
-           : spec.dqk + spec.dv <= 128                                  ? narrow_query_tile
+           : narrow                                                     ? 2 * forward_query_tile
                                                                         : forward_query_tile;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
@@ -141,11 +143,11 @@ void check_lists(const Args& args, const Sequence& s) {
 }
 
 /// Tiles of one size, with a quarter more where that spares a tile: a short last one would pack all
-/// keys for a few rows.
+/// keys for a few rows. The backward adds to dK and dV by 128 rows, so bits do not know the tile.
 int even_tile(int tile, std::int64_t rows) {
   if (tile == with_quarter(tile)) return tile;
   const std::int64_t tiles = std::max<std::int64_t>(1, (rows - tile / 4 + tile - 1) / tile);
-  return static_cast<int>(((rows + tiles - 1) / tiles + 63) / 64 * 64);
+  return static_cast<int>(((rows + tiles - 1) / tiles + 127) / 128 * 128);
 }
 
 /// Are the keys of a row few, from the first to the last, and do they move along with the row?
@@ -214,7 +216,7 @@ Run::Run(const Setup& at, const Args& a, Arena& arena)
                                : MaskKind::program;
   tile =
       setup.sliding_tile > setup.tile && slides(args, mask_kind) ? setup.sliding_tile : setup.tile;
-  if (spec.op == Operation::forward)
+  if (spec.op != Operation::merge)
     tile = even_tile(tile, max_q_len * (setup.packed ? spec.group : 1));
   asks_program = mask_kind == MaskKind::program ||
                  (mask_kind == MaskKind::plan && spec.inside == Inside::program);

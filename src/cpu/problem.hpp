@@ -9,8 +9,8 @@ namespace undivided::cpu {
 
 inline constexpr double log2_e = 1.4426950408889634, ln_2 = 0.6931471805599453;
 
-/// How far a macro-tile of a forward may grow.
-constexpr int with_quarter(int tile) { return tile < 256 ? tile : tile + tile / 4; }
+/// How far a macro-tile may grow.
+constexpr int with_quarter(int tile) { return tile < 512 ? tile : tile + tile / 4; }
 
 /// Fixed by prepare.
 struct Setup {
@@ -37,10 +37,7 @@ struct Setup {
     if (!quantised) return words(spec.dqk);
     return (spec.dqk + quantised->values - 1) / quantised->values;
   }
-  int subs() const {
-    const int most = std::max(tile, sliding_tile);
-    return (spec.op == Operation::forward ? with_quarter(most) : most) / kernels->lanes;
-  }
+  int subs() const { return with_quarter(std::max(tile, sliding_tile)) / kernels->lanes; }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
   /// Rows of one packed or plain head that fill lanes.
   std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }

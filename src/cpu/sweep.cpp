@@ -48,7 +48,7 @@ void Sweep::run(const Sequence& s,
                 const DqPart& part) {
   const FlushToZero flush;
   ScoreTiles tiles(run_, memory_.tiles);
-  const std::int64_t tile = run_.setup.tile;
+  const std::int64_t tile = run_.tile;
   const int at_once = waiting_lanes / kernels_.lanes;
   tiles.use(memory_.p, at_once);
   for (std::int64_t t = first_tile; t < end_tile && t * tile < s.q_len; ++t) {
@@ -83,7 +83,7 @@ void Sweep::run(const Sequence& s,
     end_chunk(tiles);
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       const bool some = memory_.summed[sub] != Summed::nothing;
-      if (part.used) part.used[t * run_.setup.subs() + sub] = some;
+      if (part.used) part.used[t * tile / kernels_.lanes + sub] = some;
       if (some || !part.used) store_dq(tiles, sub, part);
     }
   }
