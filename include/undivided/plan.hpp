@@ -81,10 +81,9 @@ std::shared_ptr<const BoundProgram> bind(const Mask& mask, const Positions& reac
 std::shared_ptr<const BoundProgram> bind(const Score& score, const Positions& reach);
 
 /// Rows by lists, on the host. Row i of a head of the problem is row q[b, h, i] of Q, O, LSE, dO
-/// and dQ; key j of a KV head is row k[b, h, j] of K, V, dK and dV. A row keeps the keys first[b,
-/// h, i]
-/// .. end[b, h, i] - 1 of its KV head's list, and neither end ever descends. A list that leaves
-/// rows out ascends. Rows that no list names have O = 0, LSE = -inf and gradients of 0.
+/// and dQ; key j of a KV head is row k[b, h, j] of K, V, dK and dV. Of its KV head's list a row
+/// keeps the keys from first[b, h, i] to end[b, h, i] - 1, and neither end ever descends. A list
+/// that leaves rows out ascends. Rows that no list names have O = 0, LSE = -inf and gradients of 0.
 struct RowLists {
   View q, k;                  ///< i32 [batch, head, room], [batch, KV head, room of keys], dense
   View q_lengths, k_lengths;  ///< i32 [batch, head], [batch, KV head]: how many of them

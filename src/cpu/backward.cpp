@@ -202,9 +202,9 @@ struct Backward::Call {
     Gaps(run.kernels, args.dq, b, h, s.q_rows, s.q_len, 0, s.q_len).clear_rest();
     float x[512], y[512];
     for (std::int64_t i = 0; i < s.q_len; ++i) {
-      if (const std::int64_t soon = i + rows_ahead; s.q_rows && soon < s.q_len)
+      if (s.q_rows && i + rows_ahead < s.q_len)
         for (const View* v : {&args.o, &args.dout.data})
-          ask_row(row_address(spec, *v, s, b, h, soon), row_bytes(*v));
+          ask_row(row_address(spec, *v, s, b, h, i + rows_ahead), row_bytes(*v));
       run.kernels.copy_rows(
           row_address(spec, args.o, s, b, h, i), 0, args.o.dtype, 1, spec.dv, x, spec.dv, spec.dv);
       run.kernels.copy_rows(row_address(spec, args.dout.data, s, b, h, i),
@@ -328,15 +328,16 @@ struct Backward::Call {
     }
     const auto store =
         [&](const View& to, const float* from, std::int64_t stride, int d, float factor) {
-          for (std::int64_t j = k0; j < k1; ++j) {
-            if (const std::int64_t soon = j + rows_ahead; s.k_rows && soon < k1)
-              ask_row(key_run(spec, run.args.kv, to, s, b, kv_head, soon).data, row_bytes(to));
-            run.kernels.store_row(from + (j - k0) * stride,
-                                  factor,
-                                  to.dtype,
-                                  d,
-                                  key_run(spec, run.args.kv, to, s, b, kv_head, j).data,
-                                  add);
+          const auto rows_at = [&](std::int64_t j) {
+            return key_run(spec, run.args.kv, to, s, b, kv_head, j);
+          };
+          for (std::int64_t j = k0; j < k1;) {
+            if (s.k_rows && j + rows_ahead < k1)
+              ask_row(rows_at(j + rows_ahead).data, row_bytes(to));
+            const KeyRun rows = rows_at(j);
+            const std::int64_t end = std::min(k1, j + rows.count);
+            for (std::byte* at = rows.data; j < end; ++j, at += rows.stride)
+              run.kernels.store_row(from + (j - k0) * stride, factor, to.dtype, d, at, add);
           }
         };
     if (spec.want_dk) store(run.args.dk, m.dk, dqk, spec.dqk, static_cast<float>(run.args.scale));
