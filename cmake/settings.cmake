@@ -67,7 +67,7 @@ endfunction()
 
 # The files of src/cpu are written once and compiled per instruction set.
 function(undivided_isa_flags)
-  set(common -fno-math-errno)
+  set(common)
   set(tiles)
   if(NOT UNDIVIDED_SANITIZE)
     list(APPEND common -O3)
@@ -93,8 +93,10 @@ function(undivided_isa_flags)
         list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)
       endif()
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${flags}")
-    elseif(source MATCHES "/src/cpu/")
-      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${common}")
+    elseif(source MATCHES "/src/cpu/forward.cpp$")  # its names are those of backward.cpp
+      set_source_files_properties(${source} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON COMPILE_OPTIONS "${common}")
+    elseif(source MATCHES "/src/cpu/" AND NOT UNDIVIDED_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL Release)
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS -O3)  # which compiles it alone
     elseif(UNDIVIDED_SANITIZE AND source MATCHES "/src/ref/reference.cpp$")
       # Every test asks the oracle, and it is one thread's plain loops.
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS -O2)
