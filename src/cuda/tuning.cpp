@@ -62,8 +62,6 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   const int d = std::max(k.dqk, k.dv);
   const bool planned = k.mask == MaskKind::plan, paged = k.kv == KvKind::paged,
              ragged = k.rows == RowKind::ragged;
-  // A program or dropout needs registers of its own.
-  const bool heavy = k.score || k.dropout || k.asks_program();
   const bool few_rows = k.packed || k.split || k.warpgroups;
   Sm90Tile t;
   if (d <= 128 && !few_rows && !k.fixed && !k.dropout && !k.asks_program()) {
@@ -96,8 +94,9 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
   // Without maxima: 8192 keys, d 64 538 -> 595, d 128 640 -> 729, causal 620 -> 705, ALiBi 553 ->
   // 666; d 256 within 2 %.
   t.bold = !k.fixed && k.dv <= 128;
-  // Whole blocks of a plan, whole boxes of a page.
-  if ((planned || paged || heavy || k.fixed) && d > 128 && t.keys < 128) t.keys = 64;
+  // Whole blocks of a plan, whole boxes of a page; a program or dropout needs registers of its own.
+  const bool plain = !planned && !paged && !k.score && !k.dropout && !k.asks_program();
+  if ((!plain || k.fixed) && d > 128 && t.keys < 128) t.keys = 64;
   if (k.dropout) t.keys = 64;
   if (k.warpgroups) t.warpgroups = k.warpgroups;
   // Looking up runs and pages takes registers.
