@@ -5,7 +5,9 @@
 #include <gmock/gmock.h>
 
 #include <limits>
+#include <vector>
 
+#include "attention/execute.hpp"
 #include "sparse_support.hpp"
 
 namespace undivided {
@@ -146,6 +148,34 @@ TEST(Sparse, KeptRowsStayInTheOrderOfTime) {
   std::copy_n(values, 6, bucket.ptr<std::int32_t>());
   const SparseForward f = sparse_attention(q, q, q, HashSparse{bucket, bucket});
   for (int i = 0; i < 6; ++i) EXPECT_EQ(f.q_rows.ptr<std::int32_t>()[i], sorted[i]);
+}
+
+TEST(Sparse, ListsThatDoNotHoldTogetherAreRefused) {
+  using Numbers = std::vector<std::int32_t>;
+  const Tensor x = wave(DType::f32, {1, 1, 4, 8}, 0);
+  const auto attend = [&](Numbers q, Numbers k, Numbers first, Numbers end, const Options& o = {}) {
+    Numbers q_length{static_cast<std::int32_t>(q.size())},
+        k_length{static_cast<std::int32_t>(k.size())};
+    const auto list = [](Numbers& n) {
+      return view(n.data(), {1, 1, static_cast<std::int64_t>(n.size())});
+    };
+    const RowLists lists{list(q),
+                         list(k),
+                         view(q_length.data(), {1, 1}),
+                         view(k_length.data(), {1, 1}),
+                         list(first),
+                         list(end)};
+    attention_with({nullptr, lists}, x, dense(x, x), o, {});
+  };
+  EXPECT_NO_THROW(attend({1, 3}, {0, 2}, {0, 1}, {1, 2}));
+  expect_refused([&] { attend({3, 1}, {0, 2}, {0, 1}, {1, 2}); },
+                 {"the list of Q holds 2 of 4 rows", "ascend, or hold all"});
+  expect_refused([&] { attend({1, 3}, {0, 4}, {0, 1}, {1, 2}); },
+                 {"the list of K holds 0 to 4", "rows 0 to 3 exist"});
+  expect_refused([&] { attend({1, 3}, {0, 2}, {1, 0}, {1, 2}); }, {"ascend within the 2 keys"});
+  expect_refused([&] { attend({1, 3}, {0, 2}, {0, 1}, {1, 3}); }, {"ascend within the 2 keys"});
+  expect_refused([&] { attend({1, 3}, {0, 2}, {0, 1}, {1, 2}, {.mask = causal()}); },
+                 {"rows by lists say themselves which keys they keep"});
 }
 
 TEST(Sparse, WhatIsNotHonouredIsRefusedByName) {

@@ -124,11 +124,12 @@ UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   const vi joined = _mm256_permute4x64_epi64(packed, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(joined));
 }
-/// Lanes to columns of blocks of 8, which hold whole vectors here.
+/// A line of 64 bytes, past the caches where there is a way.
 UNDIVIDED_VEC void clear_line(float* p) {
   _mm256_stream_ps(p, _mm256_setzero_ps());
   _mm256_stream_ps(p + 8, _mm256_setzero_ps());
 }
+/// Lanes to columns of blocks of 8, which hold whole vectors here.
 UNDIVIDED_VEC void store_blocks(float* p, int, int, vf a) { store(p, a); }
 /// a[i] becomes lane i of all.
 UNDIVIDED_VEC void transpose(vf* a) {

@@ -106,8 +106,9 @@ UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
 UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
 }
-/// Lanes to columns of blocks of 8, `apart` floats from one block to the next; none past `columns`.
+/// A line of 64 bytes, past the caches where there is a way.
 UNDIVIDED_VEC void clear_line(float* p) { _mm512_stream_ps(p, _mm512_setzero_ps()); }
+/// Lanes to columns of blocks of 8, `apart` floats from one block to the next; none past `columns`.
 UNDIVIDED_VEC void store_blocks(float* p, int apart, int columns, vf a) {
   _mm256_storeu_ps(p, _mm512_castps512_ps256(a));
   if (columns > 8) _mm256_storeu_ps(p + apart, _mm512_extractf32x8_ps(a, 1));

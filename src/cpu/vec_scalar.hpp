@@ -222,8 +222,9 @@ UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
 UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   for (int i = 0; i < W; ++i) p[i] = static_cast<std::uint16_t>(a.x[i]);
 }
-/// Lanes to columns of blocks of 8, which hold whole vectors here.
+/// A line of 64 bytes, past the caches where there is a way.
 UNDIVIDED_VEC void clear_line(float* p) { __builtin_memset(p, 0, 64); }
+/// Lanes to columns of blocks of 8, which hold whole vectors here.
 UNDIVIDED_VEC void store_blocks(float* p, int, int, vf a) { store(p, a); }
 /// a[i] becomes lane i of all.
 UNDIVIDED_VEC void transpose(vf* a) {

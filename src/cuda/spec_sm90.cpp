@@ -137,8 +137,9 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   constexpr const char* captures[] = {"none", "atomic", "largest", "sums"};
   text += fmt::format("  static constexpr Capture capture = Capture::{};\n",
                       captures[static_cast<int>(s.capture)]);
-  text +=
-      fmt::format("  static constexpr bool bold = {}, pingpong = {};\n}};\n\n", t.bold, t.pingpong);
+  text += fmt::format("  static constexpr bool bold = {}, pingpong = {};\n}};\n\n",
+                      t.bold,
+                      !backward && t.takes_turns());
   const auto widths = gather     ? std::set<int>{}
                       : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}
                                  : std::set<int>{t.keys, s.dv};

@@ -105,9 +105,6 @@ Sm90Tile sm90_tile(const KernelSpec& k) {
     t.consumer_registers = (granted - (planned || paged ? 56 : 24)) / t.warpgroups / 8 * 8;
     t.producer_registers = granted - t.warpgroups * t.consumer_registers;
   }
-  // Packed rows 528 with turns, 487 without; d 256 1.00 to 1.02. A warpgroup that passes its
-  // neighbour's tiles would be one ahead of two stages: 0.89.
-  t.pingpong = t.warpgroups == 2;
   t.queries = t.warpgroups * 64;
   return t;
 }

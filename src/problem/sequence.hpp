@@ -154,17 +154,25 @@ inline KeyRun key_run(const Spec& spec,
           std::min(size - in_page, s.k_len - j)};
 }
 
-/// Where a number of row i of a problem is: dense [batch, head, row], ragged [head, total].
+/// Where number i of head h is: dense [batch, head, number], packed [head, total] from `first` on.
+inline std::byte* scalar_at(const View& v,
+                            bool packed,
+                            std::int64_t first,
+                            std::int64_t b,
+                            std::int64_t h,
+                            std::int64_t i) {
+  const std::int64_t at = packed ? h * v.stride[0] + (first + i) * v.stride[1]
+                                 : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
+  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+}
+/// Of row i of a problem.
 inline std::byte* scalar_address(const Spec& spec,
                                  const View& v,
                                  const Sequence& s,
                                  std::int64_t b,
                                  std::int64_t h,
                                  std::int64_t i) {
-  const std::int64_t at = spec.rows == RowKind::ragged
-                              ? h * v.stride[0] + (s.q_first + i) * v.stride[1]
-                              : b * v.stride[0] + h * v.stride[1] + i * v.stride[2];
-  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+  return scalar_at(v, spec.rows == RowKind::ragged, s.q_first, b, h, i);
 }
 /// The same of the caller's row: LSE, max, dLSE.
 inline std::byte* row_scalar_address(const Spec& spec,
@@ -191,10 +199,7 @@ inline std::byte* key_scalar_address(const Spec& spec,
                                      std::int64_t b,
                                      std::int64_t h,
                                      std::int64_t j) {
-  const std::int64_t at = spec.kv == KvKind::ragged
-                              ? h * v.stride[0] + (s.k_first + j) * v.stride[1]
-                              : b * v.stride[0] + h * v.stride[1] + j * v.stride[2];
-  return static_cast<std::byte*>(v.data) + at * static_cast<std::int64_t>(size_of(v.dtype));
+  return scalar_at(v, spec.kv == KvKind::ragged, s.k_first, b, h, j);
 }
 
 }  // namespace undivided

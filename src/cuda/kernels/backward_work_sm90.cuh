@@ -4,7 +4,7 @@
 // queries 2 t and 2 t + 1 of each 8.
 #pragma once
 
-#include "kernels/softmax_sm90.cuh"
+#include "kernels/output_sm90.cuh"
 
 namespace undivided::cuda {
 

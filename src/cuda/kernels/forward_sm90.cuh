@@ -20,7 +20,7 @@
 #pragma once
 
 #include "kernels/forward_load_sm90.cuh"
-#include "kernels/softmax_sm90.cuh"
+#include "kernels/output_sm90.cuh"
 
 namespace undivided::cuda {
 
