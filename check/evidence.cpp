@@ -40,10 +40,14 @@ struct Truth {
 /// The truth of the last case is kept: tests run one case again with faults planted in it. Cases
 /// run one at a time.
 template <class F>
-Evidence beside_truth(const Case& c, const Sample& sample, std::vector<Reading> got, F&& make) {
+Evidence beside_truth(const Case& c,
+                      const char* direction,
+                      const Sample& sample,
+                      std::vector<Reading> got,
+                      F&& make) {
   static std::string last;
   static Truth truth;
-  const std::string name = fmt::format("{} step {}", c.name(), sample.step);
+  const std::string name = fmt::format("{} {} step {}", direction, c.name(), sample.step);
   if (name != last) {
     last.clear();
     truth = make();
@@ -105,12 +109,7 @@ Evidence of_forward(const Case& c, const Inputs& in, const Forward& f, const Sam
     t.twins = twins_of(c, plain, sample);
     return t;
   };
-  // A sampled backward is compared by two directions.
-  if (c.backward()) {
-    Truth t = truth();
-    return {readings(problem, f, sample), t.oracle, t.exact, t.twins};
-  }
-  return beside_truth(c, sample, readings(problem, f, sample), truth);
+  return beside_truth(c, "forward", sample, readings(problem, f, sample), truth);
 }
 
 Evidence of_backward(const Case& c,
@@ -125,7 +124,7 @@ Evidence of_backward(const Case& c,
   std::vector<Reading> got = readings(problem, gradients, sample);
   if (!sample.whole())
     return {std::move(got), sampled_gradients(problem, sample), {}, twins_of(c, problem, sample)};
-  return beside_truth(c, sample, std::move(got), [&] {
+  return beside_truth(c, "backward", sample, std::move(got), [&] {
     const Forward exact = reference(in.q, in.kv, in.options);
     const Problem p = resolved(exact);
     return Truth{readings(p, reference_backward(in.dout, in.q, in.kv, in.options, in.backward)),
