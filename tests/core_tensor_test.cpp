@@ -93,14 +93,17 @@ bool asks_for_huge_pages(const void* address) {
   return false;
 }
 
-TEST(Tensor, AsksForHugePagesFromTwoMebibytesOn) {
+TEST(Tensor, AsksForHugePagesFromOneMebibyteOn) {
   constexpr std::int64_t huge = 2 << 20;
-  const Tensor small = Tensor::empty(DType::i8, {huge / 2}),
+  const Tensor small = Tensor::empty(DType::i8, {huge / 4}),
+               half = Tensor::empty(DType::i8, {huge / 2}),
                large = Tensor::empty(DType::i8, {2 * huge});
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(small.data) % 256, 0u);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(half.data) % huge, 0u);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.data) % huge, 0u);
   if (!std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"))
     GTEST_SKIP() << "this kernel has no huge pages to ask for";
+  EXPECT_TRUE(asks_for_huge_pages(half.data));
   EXPECT_TRUE(asks_for_huge_pages(large.data));
   EXPECT_TRUE(asks_for_huge_pages(large.ptr<std::int8_t>() + 2 * huge - 1));
   const int local = 0;

@@ -123,7 +123,7 @@ View view(T* data, std::initializer_list<std::int64_t> shape, Device device = {}
 struct Tensor : View {
   std::shared_ptr<void> owner;
 
-  /// Uninitialised, 256-byte aligned; huge pages from 2 MiB on. Raises Error{out_of_memory}.
+  /// Uninitialised, 256-byte aligned; huge pages from 1 MiB on. Raises Error{out_of_memory}.
   static Tensor empty(DType dtype, std::initializer_list<std::int64_t> shape);
   static Tensor empty_like(const View& other, DType dtype);  ///< same shape, dense, on the host
   static Tensor zeros(DType dtype, std::initializer_list<std::int64_t> shape);

@@ -2,6 +2,7 @@
 // Host memory through operator new, so that replacements of it see every byte.
 #include "core/host_memory.hpp"
 
+#include <algorithm>
 #include <new>
 
 #ifdef __linux__
@@ -13,18 +14,23 @@ namespace {
 
 constexpr std::size_t huge_page = std::size_t{2} << 20;
 
+/// Of whole huge pages: a rest of half a page gets one of its own.
+std::size_t huge_part(std::size_t bytes) {
+  return (bytes / huge_page + (bytes % huge_page >= huge_page / 2 ? 1 : 0)) * huge_page;
+}
+
 std::align_val_t alignment_of(std::size_t bytes) {
-  return std::align_val_t{bytes < huge_page ? 256 : huge_page};
+  return std::align_val_t{huge_part(bytes) == 0 ? 256 : huge_page};
 }
 
 }  // namespace
 
 void* take_host_memory(std::size_t bytes) {
-  void* memory = ::operator new(bytes, alignment_of(bytes), std::nothrow);
+  const std::size_t huge = huge_part(bytes);
+  void* memory = ::operator new(std::max(bytes, huge), alignment_of(bytes), std::nothrow);
 #ifdef __linux__
-  // What does not fill a huge page stays on small ones. A system that refuses loses only speed.
-  if (memory && bytes >= huge_page)
-    static_cast<void>(madvise(memory, bytes / huge_page * huge_page, MADV_HUGEPAGE));
+  // A system that refuses loses only speed.
+  if (memory && huge > 0) static_cast<void>(madvise(memory, huge, MADV_HUGEPAGE));
 #endif
   return memory;
 }
