@@ -205,21 +205,18 @@ struct Backward::Call {
       if (s.q_rows && i + rows_ahead < s.q_len)
         for (const View* v : {&args.o, &args.dout.data})
           ask_row(row_address(spec, *v, s, b, h, i + rows_ahead), row_bytes(*v));
-      run.kernels.copy_rows(
-          row_address(spec, args.o, s, b, h, i), 0, args.o.dtype, 1, spec.dv, x, spec.dv, spec.dv);
-      run.kernels.copy_rows(row_address(spec, args.dout.data, s, b, h, i),
-                            0,
-                            args.dout.data.dtype,
-                            1,
-                            spec.dv,
-                            y,
-                            spec.dv,
-                            spec.dv);
+      const auto wide = [&](const View& v, float* room) -> const float* {
+        const std::byte* row = row_address(spec, v, s, b, h, i);
+        if (v.dtype == DType::f32) return reinterpret_cast<const float*>(row);
+        run.kernels.copy_rows(row, 0, v.dtype, 1, spec.dv, room, spec.dv, spec.dv);
+        return room;
+      };
       const float lse = *row_scalar(spec, args.lse, s, b, h, i);
       const float dlse = args.dlse ? *row_scalar(spec, args.dlse, s, b, h, i) : 0.0f;
       // A row without a key has no gradient, whatever came in.
       const bool none = lse == -infinity;
-      number(delta, s, b, h, i) = none ? 0.0f : run.kernels.dot(x, y, spec.dv) - dlse;
+      number(delta, s, b, h, i) =
+          none ? 0.0f : run.kernels.dot(wide(args.o, x), wide(args.dout.data, y), spec.dv) - dlse;
       number(lse2, s, b, h, i) = none ? infinity : static_cast<float>(lse * log2_e);
     }
   }

@@ -104,6 +104,8 @@ void Setup::choose_tiles(bool may_slide) {
     tile = dots && dots == kernels->matrix && spec.dqk + spec.dv <= 256 ? matrix_query_tile
            : narrow                                                     ? 2 * forward_query_tile
                                                                         : forward_query_tile;
+  // Rows of K and V that lie apart cost twice as much: fewer tiles load them.
+  if (spec.listed) tile = spec.op == Operation::forward ? 2 * tile : 3 * tile / 2;
   const std::int64_t streams = bounds.batch * (packed ? bounds.kv_heads : heads());
   // The backward sums dK and dV by tiles: their size must not depend on the workers.
   if (spec.op != Operation::backward)

@@ -37,7 +37,9 @@ struct Setup {
     if (!quantised) return words(spec.dqk);
     return (spec.dqk + quantised->values - 1) / quantised->values;
   }
-  int subs() const { return with_quarter(std::max(tile, sliding_tile)) / kernels->lanes; }
+  int subs() const {
+    return (with_quarter(std::max(tile, sliding_tile)) + kernels->lanes - 1) / kernels->lanes;
+  }
   std::int64_t heads() const { return bounds.kv_heads * spec.group; }
   /// Rows of one packed or plain head that fill lanes.
   std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }
