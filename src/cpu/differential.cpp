@@ -53,7 +53,7 @@ class Call {
         tiles.load_keys();
         if (!loaded) tiles.load_values();
         loaded = true;
-        rows_of(worker, c).absorb(run, tiles, [] {});
+        rows_of(worker, c).absorb(run, tiles, [] {}, [] {});
       }
     }
     for (int c = 0; c < 2; ++c)

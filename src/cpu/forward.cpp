@@ -183,11 +183,19 @@ class Call {
                  key_block;
       gaps.spread(steps);
     }
+    int asked = 0;  // rows of O, whose lines come while the last products of their row are made
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
       tiles.load_values();
-      w.rows.absorb(run_, tiles, [&] { gaps.clear_some(); });
+      const int ending = splits == 1 && run_.args.o ? tiles.ending(asked) : 0;
+      const int share = (ending - asked + tiles.met() - 1) / tiles.met();
+      const auto ask = [&] {
+        const int from = asked;
+        asked = std::min(ending, from + share);
+        if (from < asked) tiles.ask_rows(run_.args.o, from, asked);
+      };
+      w.rows.absorb(run_, tiles, ask, [&] { gaps.clear_some(); });
       w.rows.finish(tiles, false, end);
     }
     w.rows.finish(tiles, true, end);
@@ -213,7 +221,8 @@ class Call {
         for (std::int64_t c = 0; c < dv; ++c) sum[c] += weight * o[c];
       }
       const std::int64_t token = run_.token_of(row), h = run_.head_of(head, row);
-      const RowEnd end_of = write_scalars(s, b, h, token, m, l);
+      const RowEnd end_of = row_end(h, m, l);
+      write_scalars(s, b, h, token, m, l, end_of);
       if (!run_.args.o) continue;
       if (end_of.factor == 0) std::fill_n(sum, dv, 0.0f);
       kernels_.store_row(sum,
@@ -269,33 +278,36 @@ class Call {
     return ((b * run_.task_heads() + head) * setup_.max_rows() + row) * splits;
   }
 
-  RowEnd write_scalars(const Sequence& s,
-                       std::int64_t b,
-                       std::int64_t h,
-                       std::int64_t token,
-                       float m,
-                       float l) const {
+  RowEnd row_end(std::int64_t h, float m, float l) const {
     const View& sink = run_.args.sink;
-    const double logit =
-        run_.spec.sink ? static_cast<const float*>(sink.data)[h * sink.step(0)] : -infinity;
-    const RowEnd end = end_of_row(m, l, logit);
+    return end_of_row(
+        m, l, run_.spec.sink ? static_cast<const float*>(sink.data)[h * sink.step(0)] : -infinity);
+  }
+
+  void write_scalars(const Sequence& s,
+                     std::int64_t b,
+                     std::int64_t h,
+                     std::int64_t token,
+                     float m,
+                     float l,
+                     const RowEnd& end) const {
     if (lse_) *row_scalar(run_.spec, lse_, s, b, h, token) = end.lse;
     if (run_.args.max_logit && l != 0)
       raise(static_cast<float*>(run_.args.max_logit.at({b, h})), static_cast<float>(m * ln_2));
-    return end;
   }
 
   void finish(const ScoreTiles& tiles, const Worker& w, int sub) const {
-    float factor[max_lanes];
+    const float *m = w.rows.m(sub), *l = w.rows.l(sub);
+    float factor[max_lanes], lse[max_lanes];
     std::byte* rows[max_lanes];
-    if (run_.args.o) tiles.ask_rows(run_.args.o, sub + ScoreTiles::ahead);
+    if (!run_.spec.sink) kernels_.end_rows(m, l, factor, lse);
     for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) {
       const std::int64_t row = tiles.row(sub, lane);
       const std::int64_t token = run_.token_of(row), h = run_.head_of(tiles.head(), row);
-      factor[lane] =
-          write_scalars(
-              tiles.sequence(), tiles.batch(), h, token, w.rows.m(sub)[lane], w.rows.l(sub)[lane])
-              .factor;
+      const RowEnd end =
+          run_.spec.sink ? row_end(h, m[lane], l[lane]) : RowEnd{factor[lane], lse[lane]};
+      write_scalars(tiles.sequence(), tiles.batch(), h, token, m[lane], l[lane], end);
+      factor[lane] = end.factor;
       if (run_.args.o)
         rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }

@@ -295,6 +295,9 @@ struct Kernels {
   /// Rounded to bf16, to nearest, in place; n is a multiple of the width.
   void (*round_bf16)(float* x, std::int64_t n);
   Softmax* softmax;
+  /// The end of a softmax row without a sink, of all lanes: factor = 1 / l, lse = (m + log2 l) ln
+  /// 2; 0 and -inf where l is 0.
+  void (*end_rows)(const float* m, const float* l, float* factor, float* lse);
   /// s[row][lane] = -inf unless low[lane] <= row <= high[lane].
   void (*mask_band)(
       float* s, int rows, int first, const std::int32_t* low, const std::int32_t* high);

@@ -30,20 +30,21 @@ class RowState {
   /// The visited block, whose keys and values are loaded:
   ///   S^T = K Q^T; score program; mask; m' = max(m, S); P = 2^(S - m'); l, O rescaled; O^T += V^T
   ///   P
-  /// `aside` is called before the products of each tile, beside which some lines of memory cost
-  /// nothing.
-  template <class F>
-  void absorb(const Run& run, ScoreTiles& tiles, F&& aside) const {
+  /// `ask` and `clear` are called for each tile, apart from each other and from the keys that are
+  /// asked for: a core waits for few lines at once, and products need some of these.
+  template <class F, class G>
+  void absorb(const Run& run, ScoreTiles& tiles, F&& ask, G&& clear) const {
     alignas(64) float alpha[max_lanes];
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
-      tiles.prefetch(sub);
-      aside();
+      tiles.prefetch();
       float* p = tiles.scores(sub);
+      ask();
       const auto softmax = tiles.pairs_weights() ? run.setup.dots->softmax : run.kernels.softmax;
       softmax(p, range.size(), run.factor, run.slack, m(sub), l(sub), alpha, tiles.vectors(sub));
       if (run.spec.dropout) tiles.drop(sub, p);
+      clear();
       tiles.accumulate_values(sub, p, alpha, begun_[sub], o(sub));
       begun_[sub] = true;
     }

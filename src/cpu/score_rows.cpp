@@ -7,10 +7,9 @@ namespace undivided::cpu {
 
 void ScoreTiles::pack_queries(int sub) {
   if (memory_.ready[sub] == Ready::packed) return;
-  place(sub);
   memory_.ready[sub] = Ready::packed;
   const View& q = run_.args.q.data;
-  ask_rows(q, sub + ahead);
+  ask_sub(q, sub + ahead);
   const std::byte* rows[max_lanes];
   const int live = lanes_of(sub);
   const std::int64_t lanes = kernels_.lanes;
@@ -39,10 +38,9 @@ void ScoreTiles::pack_queries(int sub) {
         kernels_, expr::Rate::query, 0, 1, memory_.score.at(sub), environment(sub, run_.score));
 }
 
-void ScoreTiles::ask_rows(const View& v, int sub) const {
-  if (sub >= subs_) return;
+void ScoreTiles::ask_rows(const View& v, int begin, int end) const {
   const auto bytes = v.size(-1) * static_cast<std::int64_t>(size_of(v.dtype));
-  for (int lane = 0; lane < lanes_of(sub); ++lane) ask_row(address(v, sub, lane), bytes);
+  for (int i = begin; i < end; ++i) ask_row(address(v, 0, i), bytes);
 }
 
 void ScoreTiles::find_keys(std::int64_t j0, KeyRows& to) const {
@@ -148,18 +146,17 @@ void ScoreTiles::load_gradient() {
   if (run_.setup.dots) pack_by_rows(here_.k.data(), run_.spec.dqk, memory_.k_sums);
 }
 
-void ScoreTiles::prefetch(int sub) {
+void ScoreTiles::prefetch() {
   if (decode_.used() || !next_) return;  // the decode tile asks by itself
   const std::int64_t next = j0_ + key_block;
   if (next >= high_) return;
   if (soon_.j0 != next) find_keys(next, soon_);
-  const int share = (key_block + subs_ - 1) / subs_;
-  const auto end = static_cast<int>(
-      std::min({std::int64_t{sub + 1} * share, std::int64_t{key_block}, high_ - next}));
+  const int share = (key_block + met_ - 1) / met_, begin = asked_;
+  asked_ = static_cast<int>(
+      std::min({std::int64_t{begin} + share, std::int64_t{key_block}, high_ - next}));
   const auto bytes = static_cast<std::int64_t>(size_of(run_.spec.dtype));
   for (const auto& [rows, d] : {std::pair{&soon_.k, run_.spec.dqk}, {&soon_.v, run_.spec.dv}})
-    for (int r = sub * share; r < end; ++r)
-      ask_row((*rows)[static_cast<std::size_t>(r)], bytes * d);
+    for (int r = begin; r < asked_; ++r) ask_row((*rows)[static_cast<std::size_t>(r)], bytes * d);
 }
 
 }  // namespace undivided::cpu

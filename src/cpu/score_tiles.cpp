@@ -84,6 +84,7 @@ void ScoreTiles::begin(
   low_ = low_ / key_block * key_block;
   high_ = std::min(high_, s.k_len);
   decode_.begin(s, b, run_.kv_head_of(head), count, high_);
+  for (int sub = 0; sub < ahead; ++sub) ask_sub(run_.args.q.data, sub);
 }
 
 /// The first key that a row of a band keeps. Rows ascend, so those of a sub-block lie between the
@@ -206,7 +207,8 @@ bool ScoreTiles::visit(std::int64_t j0) {
   j0_ = j0;
   made_ = -1;
   rows_ = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
-  bool any = false, asked = false;
+  met_ = asked_ = 0;
+  bool asked = false;
   for (int sub = 0; sub < subs_; ++sub) {
     RowRange& range = memory_.ranges[sub];
     switch (run_.mask_kind) {
@@ -232,11 +234,11 @@ bool ScoreTiles::visit(std::int64_t j0) {
       range = program_range(sub);
     }
     if (range.empty()) continue;
-    any = true;
-    pack_queries(sub);
+    ++met_;
+    place(sub);
   }
   next_ = run_.mask_kind != MaskKind::plan || next_is_needed();
-  return any;
+  return met_ > 0;
 }
 
 bool ScoreTiles::done(int sub) const {
@@ -246,6 +248,12 @@ bool ScoreTiles::done(int sub) const {
   if (run_.mask_kind != MaskKind::plan) return false;
   const PlanRuns& runs = memory_.runs[sub];
   return runs.next == runs.end || std::int64_t{runs.end[-1].end} * MaskPlan::block <= next;
+}
+
+int ScoreTiles::ending(int row) const {
+  int sub = row / kernels_.lanes;
+  while (sub < subs_ && done(sub)) ++sub;
+  return std::min(sub * kernels_.lanes, count_);
 }
 
 bool ScoreTiles::next_is_needed() const {
@@ -268,6 +276,8 @@ bool ScoreTiles::two_at_once(int sub) const {
 void ScoreTiles::multiply(int sub) {
   const RowRange& range = memory_.ranges[sub];
   float* s = tile(sub) + range.begin * kernels_.lanes;
+  pack_queries(sub);
+  if (two_at_once(sub)) pack_queries(sub + 1);
   if (decode_.used())
     decode_.scores(range.begin, range.size(), q_t(sub), s);
   else if (run_.setup.quantised)

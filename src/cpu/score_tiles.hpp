@@ -67,20 +67,27 @@ class ScoreTiles {
   std::int64_t low() const { return low_; }
   std::int64_t high() const { return high_; }
   /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
-  /// are visited in ascending order. A sub-block's queries are packed when it meets its first key.
+  /// are visited in ascending order. A sub-block's queries are packed for its first product.
   bool visit(std::int64_t j0);
   /// Does a sub-block need no key after the visited block?
   bool done(int sub) const;
   void load_keys();      // of the visited block
   void load_values();    // as O sums them
   void load_gradient();  // V as dP sums it and K as dQ does
-  /// Asks for a sub-block's share of the next block of keys and values, which the memory then
-  /// brings while this one is computed.
-  void prefetch(int sub);
-  /// Asks for the rows of a sub-block of Q, or of what has the shape of its rows, some time before
-  /// they are needed: `ahead` sub-blocks before, which is what the next key block makes ready.
+  /// Asks for a share of the next block of keys and values, which the memory then brings while this
+  /// one is computed. To be called for each sub-block that meets the visited block.
+  void prefetch();
+  /// Sub-blocks that meet the visited block.
+  int met() const { return met_; }
+  /// Asks for rows of Q, or of what has the shape of its rows, some time before they are needed:
+  /// those of a sub-block `ahead` sub-blocks before, or rows [begin, end) of the macro-tile.
   static constexpr int ahead = 2;
-  void ask_rows(const View& v, int sub) const;
+  void ask_sub(const View& v, int sub) const {
+    if (sub < subs_) ask_rows(v, sub * kernels_.lanes, sub * kernels_.lanes + lanes_of(sub));
+  }
+  void ask_rows(const View& v, int begin, int end) const;
+  /// Up to which row, from `row` on, the sub-blocks need no key after the visited block.
+  int ending(int row) const;
   const RowRange& range(int sub) const { return memory_.ranges[sub]; }
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
@@ -168,6 +175,7 @@ class ScoreTiles {
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   KeyRows here_, soon_;  // of the visited block and the next
   int count_ = 0, subs_ = 0, rows_ = 0;
+  int met_ = 0, asked_ = 0;    // sub-blocks that meet the visited block; rows of the next asked for
   bool next_ = true;           // is the next block needed?
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
 };

@@ -56,6 +56,7 @@ void Sweep::run(const Sequence& s,
         s, b, head, t * tile, static_cast<int>(std::min<std::int64_t>(tile, s.q_len - t * tile)));
     const std::int64_t low = std::max(k0, tiles.low()), high = std::min(k1, tiles.high());
     std::fill_n(memory_.loaded, tiles.subs(), false);
+    for (int sub = 0; sub < ScoreTiles::ahead; ++sub) tiles.ask_sub(run_.args.dout.data, sub);
     std::fill_n(memory_.summed, tiles.subs(), Summed::nothing);
     if (const FlatCode& code = run_.setup.gradient; code.used && low < high)
       code.run(kernels_,
@@ -67,14 +68,15 @@ void Sweep::run(const Sequence& s,
     for (std::int64_t j = low; j < high; j += key_block) {
       if (j % chunk_keys == 0) end_chunk(tiles);
       if (!tiles.visit(j)) continue;
-      for (int sub = 0; sub < tiles.subs(); ++sub)
-        if (!tiles.range(sub).empty()) load_rows(tiles, sub);
       load_keys(tiles);
       for (int first = 0; first < tiles.subs(); first += at_once) {
         const int end = std::min(tiles.subs(), first + at_once);
         for (int sub = first; sub < end; ++sub) {
-          tiles.prefetch(sub);
-          if (!tiles.range(sub).empty()) step(tiles, sub, sub - first);
+          if (tiles.range(sub).empty()) continue;
+          tiles.prefetch();
+          load_rows(tiles, sub);
+          if (tiles.two_at_once(sub)) load_rows(tiles, sub + 1);
+          step(tiles, sub, sub - first);
         }
         if (want_dkv) accumulate_keys(tiles, first, end, k0);
       }
@@ -98,7 +100,7 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
   const Dots* pairs = run_.setup.dots;
   const std::byte *q_rows[max_lanes], *rows[max_lanes];
   const int live = tiles.lanes_of(sub);
-  tiles.ask_rows(dout, sub + ScoreTiles::ahead);
+  tiles.ask_sub(dout, sub + ScoreTiles::ahead);
   for (int lane = 0; lane < lanes; ++lane) {
     const std::int64_t at = sub * lanes + lane, token = tiles.row(sub, lane);
     memory_.lse2[at] = memory_.delta[at] = 0;  // idle lanes: what they become meets zeros

@@ -77,6 +77,25 @@ static void softmax_tile(
                : softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha);
 }
 
+/// What `end_of_row` gives without a sink, of all lanes. log2(l) = e + 2 log2(e) atanh(s), where
+/// l = 2^e x, x is around 1 and s = (x - 1) / (x + 1); the series ends beyond double precision.
+static void end_rows_tile(const float* m, const float* l, float* factor, float* lse) {
+  constexpr float infinity = __builtin_inff();
+  constexpr double log2_e = 1.4426950408889634, ln_2 = 0.6931471805599453;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const float sum = l[lane];
+    const auto bits = __builtin_bit_cast(std::int32_t, sum);
+    const std::int32_t e = (bits - 0x3f3504f3) >> 23;  // x from sqrt(1/2) to sqrt(2)
+    const double x = __builtin_bit_cast(float, bits - e * (1 << 23));
+    const double s = (x - 1) / (x + 1), z = s * s;
+    double series = 1.0 / 21;
+    for (int k = 19; k > 0; k -= 2) series = series * z + 1.0 / k;
+    const double log2 = sum < infinity ? e + 2 * log2_e * s * series : sum;
+    factor[lane] = sum == 0 ? 0.0f : static_cast<float>(1 / static_cast<double>(sum));
+    lse[lane] = sum == 0 ? -infinity : static_cast<float>((m[lane] + log2) * ln_2);
+  }
+}
+
 static void mask_band_tile(
     float* s, int rows, int first, const std::int32_t* low, const std::int32_t* high) {
   const vf infinity = set1(-__builtin_inff());

@@ -23,6 +23,7 @@ const Kernels kernels = {
      quantised_scores_tile},
     round_bf16_all,
     softmax_tile<WeightsInRows>,
+    end_rows_tile,
     mask_band_tile,
     mask_bits_tile,
     drop_tile,
