@@ -126,14 +126,13 @@ TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
   }
 }
 
-TEST_F(CudaWarm, SumsAreZeroedAlsoWithoutQueries) {
-  KernelSpec pre;
-  pre.kind = KernelKind::preprocess;
-  Params p{};
-  EXPECT_EQ(grid_size(pre, p), 0);
-  float sums = 0;
-  p.dq_sum = &sums;
-  EXPECT_EQ(grid_size(pre, p), 1);
+TEST_F(CudaWarm, TheCounterOfTasksIsZeroedAlsoWithoutQueries) {
+  KernelSpec k;
+  const Params p{};
+  k.kind = KernelKind::preprocess;
+  EXPECT_EQ(grid_size(k, p), 0);
+  k.kind = KernelKind::prepare_rows;
+  EXPECT_EQ(grid_size(k, p), 1);
 }
 
 TEST_F(CudaWarm, MapsFollowTheTensors) {

@@ -152,12 +152,10 @@ void choose_backward(const Spec& s, const DeviceInfo& device, Family preferred, 
     if (c.sums == 0) c.kernels.push_back(base(s, KernelKind::round_sums));
   };
   const bool one_pass = preferred == Family::sm90 && take_sm90(device, whole, &c.not_sm90);
-  KernelSpec rows = base(s, KernelKind::preprocess);
-  rows.wide_dout = rows.wide_dout && one_pass;
-  c.kernels.push_back(rows);
+  c.kernels.push_back(base(s, one_pass ? KernelKind::prepare_rows : KernelKind::preprocess));
   if (one_pass) {
     add(whole);
-    if (rows.wide_dout) c.dout = 0;
+    if (whole.wide_dout) c.dout = 0;
     if (s.want_dq) c.kernels.push_back(base(s, KernelKind::gather_dq));
     c.dq_sum = 0;
   } else {
@@ -203,6 +201,7 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
     const KernelSpec& k = c.whole_backward = canonical(base(spec, KernelKind::backward));
     const std::int64_t tiles =
         sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
+    c.row_stats = take(tiles * 2 * k.tile_m());
     c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counters of tasks
     if (spec.determinism != Determinism::fast) c.dq_turns = take(2 * tiles);
   }

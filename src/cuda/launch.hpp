@@ -41,7 +41,7 @@ void launch_sm90(Driver& driver,
                  void* counter,
                  StreamHandle stream);
 
-/// The sm90 backward. preprocess has zeroed what it adds to.
+/// The sm90 backward. prepare_rows has zeroed what it adds to.
 void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,

@@ -49,7 +49,7 @@ struct ArrayRef {
   int low, high;
 };
 
-/// Lanes that share a row in preprocess: each has 8 of its columns, while there are so many.
+/// Lanes that share a row where delta is made: each has 8 of its columns, while there are so many.
 constexpr int row_lanes(int columns) {
   return columns > 128 ? 32 : columns > 64 ? 16 : columns > 32 ? 8 : columns > 16 ? 4 : 2;
 }
@@ -136,13 +136,14 @@ struct Params {
 
   // Backward. o and lse above are read.
   MatrixRef dout;
-  int o_type, dout_type;  // ElementType, read by preprocess
-  void* rounded_dout;     // sm90: a float32 dO in 16 bits, [rows, dv], made by preprocess
+  int o_type, dout_type;  // ElementType, read where delta is made
+  void* rounded_dout;     // sm90: a float32 dO in 16 bits, [rows, dv]
   ScalarRef dlse;         // data null: zero
-  float* delta;           // D = rowsum(dO * O) - dLSE, [rows], made by preprocess
+  float* delta;           // D = rowsum(dO * O) - dLSE, [rows]; sm90: only for a sink
   float* dq_sum;          // sm90: dQ before its rounding, in tiles, then the counters of tasks;
-                          // zeroed by preprocess
-  int* dq_turns;          // ordered: whose turn it is, two a tile; as well
+                          // zeroed by prepare_rows, as are
+  float* row_stats;       // sm90: of each query tile its LSE in log2, then its delta
+  int* dq_turns;          // ordered: whose turn it is, two a tile
   long long dq_tiles, dq_floats;  // how many; multiples of 4 floats
   MatrixRef dq, dk, dv;           // data null: not wanted; float32 or 16-bit (Config::out)
   float* dsink;                   // [heads] or null

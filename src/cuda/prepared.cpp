@@ -109,6 +109,7 @@ class CudaPlan final : public Prepared {
     p.partial_lse = floats(choice_.partial_lse);
     p.delta = floats(choice_.delta);
     p.dq_sum = floats(choice_.dq_sum);
+    p.row_stats = floats(choice_.row_stats);
     p.rounded_dout = floats(choice_.dout);
     p.dq_turns = reinterpret_cast<int*>(floats(choice_.dq_turns));
     if (choice_.dq_sum >= 0) {

@@ -32,7 +32,8 @@ constexpr KindName kinds[] = {
     {KernelKind::merge, "merge", "merge", "combine"},
     {KernelKind::init, "init", "init_max_logit", "combine"},
     {KernelKind::backward, "bwd", "backward_sm90", "backward_sm90"},
-    {KernelKind::gather_dq, "dq", "gather_dq", "backward_sm90"},
+    {KernelKind::prepare_rows, "rows", "prepare_rows", "backward_rows_sm90"},
+    {KernelKind::gather_dq, "dq", "gather_dq", "backward_rows_sm90"},
     {KernelKind::sort_rows, "sortrows", "sort_rows", "row_lists"},
     {KernelKind::meet_rows, "meetrows", "meet_rows", "row_lists"},
     {KernelKind::plan_rows, "planrows", "plan_rows", "row_lists"},
@@ -57,7 +58,7 @@ T parts(T x, int size) {
 
 bool has_tiles(KernelKind k) {
   return k == KernelKind::forward || k == KernelKind::key_mass || k == KernelKind::backward_q ||
-         k == KernelKind::backward_kv || k == KernelKind::backward || k == KernelKind::gather_dq;
+         k == KernelKind::backward_kv || k == KernelKind::backward || by_query_tiles(k);
 }
 
 const char* device_type(DType t) {
@@ -123,7 +124,7 @@ int KernelSpec::chunks() const {
 }
 
 int KernelSpec::threads() const {
-  if (kind == KernelKind::gather_dq) return 256;
+  if (by_query_tiles(kind)) return 256;
   if (family == Family::sm90) return sm90_tile(*this).threads();
   switch (kind) {
     case KernelKind::forward:
@@ -193,15 +194,16 @@ KernelSpec canonical(KernelSpec s) {
     s.dqk = none.dqk;
   }
   if (s.kind != KernelKind::forward) s.packed = s.split = false;
-  if (s.kind == KernelKind::backward || s.kind == KernelKind::gather_dq)
+  if (s.kind == KernelKind::backward || by_query_tiles(s.kind))
     s.family = Family::sm90;
   else if (s.kind != KernelKind::forward)
     s.family = Family::portable;
-  if (s.kind == KernelKind::gather_dq) {  // the rest says how the sums lie
+  if (by_query_tiles(s.kind)) {  // the rest says how the sums lie
     s.kv = none.kv;
     s.inside_program = none.inside_program;
     s.aligned = none.aligned;
-    s.dtype = none.dtype;
+    if (s.kind == KernelKind::gather_dq) s.dtype = none.dtype;
+    if (s.kind == KernelKind::prepare_rows) s.out = DType::f32;
   }
   if (s.mask != MaskKind::plan) s.inside_program = false;
   if (s.family == Family::sm90) s.arch = 90;
@@ -211,9 +213,9 @@ KernelSpec canonical(KernelSpec s) {
   }
   if (s.kind == KernelKind::key_mass || !tiles) s.dropout = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward) s.capture = none.capture;
-  if (s.kind != KernelKind::backward && s.kind != KernelKind::gather_dq) s.ordered = false;
+  if (s.kind != KernelKind::backward && !by_query_tiles(s.kind)) s.ordered = false;
   if (s.kind != KernelKind::backward_q && s.kind != KernelKind::backward_kv &&
-      s.kind != KernelKind::preprocess)
+      s.kind != KernelKind::prepare_rows)
     s.wide_dout = false;
   if (s.kind == KernelKind::key_mass) s.dv = none.dv;
   if (s.split || s.kind == KernelKind::key_mass || s.kind == KernelKind::preprocess ||
@@ -443,8 +445,7 @@ long long grid_size(const KernelSpec& s, const Params& p) {
     case KernelKind::backward_kv:
       return batch * p.k_tiles * p.kv_heads * s.chunks();
     case KernelKind::preprocess:
-      // Sums are zeroed also where there is no row.
-      return std::max(p.dq_sum ? 1LL : 0LL, warps(parts(rows_of(s.rows, p), 32 / row_lanes(s.dv))));
+      return warps(parts(rows_of(s.rows, p), 32 / row_lanes(s.dv)));
     case KernelKind::combine:
     case KernelKind::merge:
       return warps(rows_of(s.rows, p));
@@ -452,6 +453,9 @@ long long grid_size(const KernelSpec& s, const Params& p) {
       return p.heads;
     case KernelKind::backward:
       return (s.kv == KvKind::ragged ? 1 : batch) * p.k_tiles * p.kv_heads;
+    case KernelKind::prepare_rows:
+      // The counter of tasks is zeroed also where there is no row.
+      return std::max(1LL, (s.rows == RowKind::ragged ? 1 : batch) * p.q_tiles * p.heads);
     case KernelKind::gather_dq:
       return (s.rows == RowKind::ragged ? 1 : batch) * p.q_tiles * p.heads;
     case KernelKind::init:

@@ -24,7 +24,8 @@ enum class KernelKind : std::uint8_t {
   merge,                // two partial results, or one, plus a sink
   init,                 // max_logit = -inf
   backward,             // family sm90: sums of dQ, and dK and dV, in one pass
-  gather_dq,            // family sm90: the sums to dQ
+  prepare_rows,         // family sm90: before it, delta and zeros for the sums
+  gather_dq,            // and after it, the sums to dQ
   sort_rows,            // sparse attention: lists of the rows that take part,
   meet_rows,            // which of them meet,
   plan_rows,            // the mask plan of that,
@@ -41,6 +42,10 @@ constexpr bool makes_lists(KernelKind k) {
 /// Kernels of difference.cuh: they read DifferenceParams, and no field of a spec but the target.
 constexpr bool makes_difference(KernelKind k) {
   return k == KernelKind::difference || k == KernelKind::difference_backward;
+}
+/// Kernels of backward_rows_sm90.cuh: a block a query tile of the backward.
+constexpr bool by_query_tiles(KernelKind k) {
+  return k == KernelKind::prepare_rows || k == KernelKind::gather_dq;
 }
 /// portable: mma.sync and cp.async, every target from sm_80. sm90: TMA and wgmma, sm_90a alone.
 enum class Family : std::uint8_t { portable, sm90 };
@@ -69,7 +74,7 @@ struct KernelSpec {
   bool aligned = true;  // every base and stride a multiple of 16 bytes: cp.async
   Capture capture =
       Capture::none;  // backward_q, backward: gradients of captured arrays and parameters
-  // backward_q, backward_kv: dO is float32 (rounded to dtype for the products). preprocess: it
+  // backward_q, backward_kv: dO is float32 (rounded to dtype for the products). prepare_rows: it
   // rounds that for the sm90 backward.
   bool wide_dout = false;
   bool ordered = false;  // backward of family sm90: dQ is added in a fixed order

@@ -18,13 +18,14 @@ const char* mask_name(MaskKind m) {
 }
 
 // Forms of wgmma with n columns of both operands in shared memory, c = a b and c += a b, for rows
-// of 16 and for columns of 16. What is only written must be so for the compiler too, or its
-// registers stay taken from one tile to the next.
+// of 16, for columns of 16, and for rows of a and columns of b. What is only written must be so for
+// the compiler too, or its registers stay taken from one tile to the next.
 std::string wgmma_shared_text(const std::string& name, int n) {
   const int regs = n / 2;
   std::string text;
   for (const bool add : {false, true})
-    for (const bool columns : {false, true}) {
+    for (const char* form : {"rows", "columns", "rows_columns"}) {
+      const bool a_columns = form[0] == 'c', b_columns = a_columns || form[4] == '_';
       std::string operands;
       for (int i = 0; i < regs; ++i)
         operands +=
@@ -37,14 +38,14 @@ std::string wgmma_shared_text(const std::string& name, int n) {
           "        \"{}, %{}, %{}, p, 1, 1, {}, {};\\n}}\"\n"
           "        : {}\n        : \"l\"(a), \"l\"(b));\n  }}\n",
           add ? "add" : "set",
-          columns ? "columns" : "rows",
+          form,
           n / 8,
           add ? 1 : 0,
           name,
           regs,
           regs + 1,
-          columns ? 1 : 0,
-          columns ? 1 : 0,
+          a_columns ? 1 : 0,
+          b_columns ? 1 : 0,
           operands);
     }
   return text;
@@ -97,16 +98,20 @@ std::string wgmma_text(DType type, int n, bool backward) {
 
 std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string_view score) {
   const Sm90Tile t = sm90_tile(s);
-  const bool backward = s.kind == KernelKind::backward || s.kind == KernelKind::gather_dq;
-  const bool gather = s.kind == KernelKind::gather_dq;
-  const std::string file = !backward                 ? "forward_sm90"
-                           : t.keys == 64 && !gather ? "backward_wide_sm90"
-                                                     : "backward_sm90";
-  const std::string kernel = gather ? "gather_dq" : file;
+  const bool backward = s.kind != KernelKind::forward, rows = by_query_tiles(s.kind);
+  const std::string file = !backward      ? "forward_sm90"
+                           : rows         ? "backward_rows_sm90"
+                           : t.keys == 64 ? "backward_wide_sm90"
+                                          : "backward_sm90";
+  const std::string kernel = !rows                                ? file
+                             : s.kind == KernelKind::prepare_rows ? "prepare_rows"
+                                                                  : "gather_dq";
   std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), file);
   text += "namespace undivided::cuda {\n\nstruct Config {\n";
-  text +=
-      fmt::format("  using Element = {};\n  using Out = {};\n", element(s.dtype), element(s.out));
+  text += fmt::format("  using Element = {};\n  using Out = {};\n  using Grad = {};  // of dO\n",
+                      element(s.dtype),
+                      element(s.out),
+                      element(s.wide_dout ? DType::f32 : s.dtype));
   const std::pair<const char*, int> integers[] = {
       {"dqk", s.dqk},
       {"dv", s.dv},
@@ -133,27 +138,28 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
                       s.packed,
                       s.split,
                       s.dropout);
-  text += fmt::format("  static constexpr bool ordered = {};\n", s.ordered);
+  text += fmt::format(
+      "  static constexpr bool ordered = {}, wide_dout = {};\n", s.ordered, s.wide_dout);
   constexpr const char* captures[] = {"none", "atomic", "largest", "sums"};
   text += fmt::format("  static constexpr Capture capture = Capture::{};\n",
                       captures[static_cast<int>(s.capture)]);
   text += fmt::format("  static constexpr bool bold = {}, pingpong = {};\n}};\n\n",
                       t.bold,
                       !backward && t.takes_turns());
-  const auto widths = gather     ? std::set<int>{}
-                      : backward ? std::set<int>{64, 128, t.queries, s.dqk, s.dv}
+  const auto widths = rows       ? std::set<int>{}
+                      : backward ? std::set<int>{32, 64, 128, t.queries, s.dqk, s.dv}
                                  : std::set<int>{t.keys, s.dv};
   for (const int n : widths) text += wgmma_text(s.dtype, n, backward);
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
-  // gather_dq copies nothing by tiles.
-  const bool maps = !gather;
+  const bool maps = !rows;
   text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}, 1)\n"
+      "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
       "    {}(const __grid_constant__ Params p{}) {{\n"
       "  {}<Config, Mask, Score>(p{});\n}}\n\n"
       "}}  // namespace undivided::cuda\n",
       s.threads(),
+      s.kind == KernelKind::prepare_rows ? 3 : 1,
       entry_name,
       maps ? fmt::format(", const __grid_constant__ {} maps,\n"
                          "       const __grid_constant__ Schedule schedule",

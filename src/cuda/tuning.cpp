@@ -14,12 +14,14 @@ int slabs(int d) { return (d + 63) / 64; }
 bool heavy(const KernelSpec& k) {
   return k.score || k.dropout || k.mask == MaskKind::program || k.mask == MaskKind::plan;
 }
+// Above d 128, do 128 keys fit in shared memory and in registers?
+bool broad(const KernelSpec& k) { return k.dqk > 128 && k.dqk <= 192 && k.dv <= 128 && !heavy(k); }
 // Do the warpgroups of the backward share 64 keys? See kernels/backward_wide_sm90.cuh. At d 128
 // with a plan (prefix-LM) that gave 301 where 128 keys give 491 and spill a few scalars; an order
 // of sums over a plan is that of its blocks.
 bool wide(const KernelSpec& k) {
   const int d = std::max(k.dqk, k.dv);
-  return d > 128 || (heavy(k) && d <= 64) || (k.mask == MaskKind::plan && k.ordered);
+  return (d > 128 && !broad(k)) || (heavy(k) && d <= 64) || (k.mask == MaskKind::plan && k.ordered);
 }
 
 Sm90Tile backward_tile(const KernelSpec& k) {
@@ -29,7 +31,7 @@ Sm90Tile backward_tile(const KernelSpec& k) {
   if (wide(k)) t.keys = 64;
   // The loader spills a little with what is left; a consumer that spills costs more: d 64, 8192
   // tokens, full: 507 so, 494 with 40 and 232. d 128 with 56 and 224: 567 for 588.
-  if (wide(k) || t.queries == 128) {
+  if (wide(k) || broad(k) || t.queries == 128) {
     t.producer_registers = 24;
     t.consumer_registers = 240;
   }
@@ -37,22 +39,25 @@ Sm90Tile backward_tile(const KernelSpec& k) {
 }
 
 bool is_backward(const KernelSpec& k) {
-  return k.kind == KernelKind::backward || k.kind == KernelKind::gather_dq;
+  return k.kind == KernelKind::backward || by_query_tiles(k.kind);
 }
 
 std::size_t backward_shared_memory(const KernelSpec& k) {
-  if (k.kind == KernelKind::gather_dq) return 0;
+  constexpr int task_slots = 3;
+  if (by_query_tiles(k.kind)) return 0;
   const Sm90Tile t = backward_tile(k);
   const int columns = slabs(k.dqk) + slabs(k.dv), blocks = t.queries / 64;
   const int tiles = (t.keys + t.stages * t.queries) * columns * 128;
-  const int ds = 2 * blocks * t.keys * 128;
-  const int passed = wide(k) ? 64 * 64 * 4 : 128 * 64 * 4;  // P, or dQ
+  const int ds = (broad(k) ? 1 : 2) * blocks * t.keys * 128;
+  const int passed = wide(k) ? 64 * 64 * 4 : sm90_dq_floats(k) * 4;  // P, or dQ
   const int rows = 2 * t.stages * t.queries * 4;
-  const int barriers = 8 * (3 + 4 * t.stages) + 96 + 12;
-  const int tasks = 15 + 2 * 64;
-  const int info = 24 + (k.mask == MaskKind::plan ? 4 * t.keys / 64 * blocks : 0);
-  return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + barriers + tasks +
-                                  t.stages * info);
+  const int of_plan = k.mask == MaskKind::plan ? t.keys / 64 * blocks : 0;
+  const int bits = k.inside_program || columns == 8 ? 0 : t.stages * of_plan * 512;
+  const int barriers = 8 * (3 + 4 * t.stages) + 64 + 16 * task_slots + 16 + 12;
+  const int tasks = 15 + task_slots * 64;
+  const int info = 24 + 4 * of_plan, order = 16;
+  return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + bits + barriers + tasks +
+                                  (t.stages + 1) * info + order);
 }
 
 }  // namespace
@@ -142,7 +147,9 @@ long long sm90_dq_tiles(
                                    : batch * heads * ((max_q_len + m - 1) / m);
 }
 
-int sm90_dq_floats(const KernelSpec& k) { return wide(k) ? 16384 : 8192; }
+int sm90_dq_floats(const KernelSpec& k) {
+  return 64 * (wide(k) ? 64 * slabs(k.dqk) : broad(k) ? 192 : 128);
+}
 
 int sm90_section(const KernelSpec& k, const Params& p) {
   // Ordered and causal: the more pairs side by side, the less a task waits for the one before.

@@ -28,7 +28,7 @@ Sm90Tile sm90_tile(const KernelSpec& spec);
 /// Can the sm90 family run this kernel, whatever the bounds? `why` says what it lacks.
 bool sm90_serves(const KernelSpec& spec, const char** why);
 
-/// Tiles of the sums of dQ that gather_dq reads, and floats of each.
+/// Tiles of the sums of dQ of the backward, and floats of each.
 long long sm90_dq_tiles(const KernelSpec& spec,
                         long long batch,
                         long long heads,

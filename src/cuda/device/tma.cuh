@@ -43,6 +43,17 @@ __device__ inline void tma_store(
       "r"(x3)
       : "memory");
 }
+/// `bytes` of global memory to shared memory; both begin at multiples of 16. `barrier` counts them.
+/// PTX: cp.async.bulk.shared::cluster.global
+__device__ inline void bulk_load(unsigned to, const void* from, int bytes, unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)),
+      "r"(bytes),
+      "r"(barrier)
+      : "memory");
+}
 /// Adds `bytes` of floats in shared memory to global memory, later; both begin at multiples of 16.
 /// PTX: cp.reduce.async.bulk.global.shared::cta.add.f32
 __device__ inline void bulk_add(float* to, unsigned from, int bytes) {

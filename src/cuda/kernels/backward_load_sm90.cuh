@@ -1,22 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loading side of the sm90 backward: which keys a CTA takes next, their query tiles, and the
-// warp that adds dQ.
+// Three warps of the sm90 backward: the scheduler finds which keys its CTA takes next and their
+// query tiles, the producer brings them, and the third adds dQ.
 #pragma once
 
 #include "kernels/backward_work_sm90.cuh"
 
 namespace undivided::cuda {
 
+/// Finds the tiles. What it waits for (the counter, lengths, runs of a plan) holds nobody up, as it
+/// is ahead of the producer, and the producer two tiles ahead of the consumers.
+template <class C>
+struct BackwardScheduler90 {
+  using L = SharedBackward90<C>;
+  const Params& p;
+  const Schedule& schedule;
+  unsigned base;
+  bool lead;
+  Ring<1> orders;
+
+  /// Tells the producer of the tile at hand of query head h. `step` goes to the next one and says
+  /// whether there is one.
+  template <class Step>
+  __device__ void order(unsigned slot, bool first, int h, QueryTiles<C>& tiles, const Step& step) {
+    const KeyTask90 t = KeyTask90::read<C>(slot);  // kept from tile to tile it would cost registers
+    const Sequence& s = t.s;
+    const int tile = tiles.tile, i0 = tile * C::m;
+    int classes[L::blocks ? L::blocks : 1];
+    if constexpr (L::blocks > 0) {
+#pragma unroll
+      for (int g = 0; g < L::key_blocks; ++g)
+#pragma unroll
+        for (int i = 0; i < L::row_slabs; ++i)
+          classes[g * L::row_slabs + i] = tiles.block_class(g, i);
+    }
+    int turn = 0;
+    if constexpr (C::ordered) turn = visitors_before<C>(p, s, t.b, h, tile, t.j0);
+    const int last = !step();
+    mbarrier_wait(base + L::order_empty, orders.parity() ^ 1);
+    orders.next();
+    if (!lead) return;
+    const auto word = [&](int at, int x) { store_shared_word(base + L::order + at, x); };
+    word(0, h);
+    word(L::info_tile, tile);
+    word(L::info_sums, dq_tile<C>(p, s, t.b, h, tile));
+    word(L::info_turn, turn);
+    word(L::info_last, last);
+    word(L::info_look, Keys90<C>::looks(t, i0));
+#pragma unroll
+    for (int i = 0; i < L::blocks; ++i) word(L::info_classes + 4 * i, classes[i]);
+    word(L::order_token, static_cast<int>(s.q_first) + i0);
+    word(L::order_batch, C::rows == RowKind::ragged ? 0 : t.b);
+    word(L::order_clean,
+         C::rows == RowKind::ragged || p.q_lengths.data ? s.q_len - i0 : static_cast<int>(C::m));
+    word(L::order_task, first ? slot : 0);
+    mbarrier_arrive(base + L::order_full);
+  }
+
+  /// Which keys task `at` is. Packed rows: a column of the key tiles of all sequences, as for the
+  /// query tiles of the forward.
+  __device__ void find(int at, int& kv_head, int& b, int& j0) const {
+    constexpr bool ragged = C::kv == KvKind::ragged;
+    const int tall = schedule.section * p.k_tiles, first = at / tall * schedule.section;
+    const int rest = at % tall;
+    const int width = minimum(schedule.section, p.kv_heads * (ragged ? 1 : p.batch) - first);
+    const int pair = first + rest % width;
+    int tile = rest / width;
+    kv_head = pair % p.kv_heads;
+    b = pair / p.kv_heads;
+    if constexpr (ragged) {
+      b = sequence_of_slot(p.k_offsets, p.total_k, C::n, p.batch, tile);
+      tile = maximum(0, tile - first_slot(p.k_offsets, p.total_k, C::n, b));
+    }
+    j0 = tile * C::n;
+  }
+
+  /// Tasks are taken in ascending order by all CTAs: who waits for another's dQ has come after it.
+  __device__ void run() {
+#pragma unroll 1
+    for (Ring<L::task_slots> tasks;; tasks.next()) {
+      int at = 0;
+      if (lead) at = atomicAdd(schedule.counter, 1);
+      at = __shfl_sync(0xffffffffu, at, 0);
+      const unsigned slot = base + L::tasks + 64 * tasks.at();
+      const unsigned full = base + L::task_full + 8 * tasks.at();
+      mbarrier_wait(base + L::task_empty + 8 * tasks.at(), tasks.parity() ^ 1);
+      if (at >= schedule.tiles) {
+        mbarrier_wait(base + L::order_empty, orders.parity() ^ 1);
+        if (lead) {
+          store_shared_word(slot, -1);
+          mbarrier_arrive(full);
+          store_shared_word(base + L::order, -1);
+          mbarrier_arrive(base + L::order_full);
+        }
+        return;
+      }
+      int kv_head, b, j0;
+      find(at, kv_head, b, j0);
+      int h, left;  // the query head, and how many there are from it on
+      QueryTiles<C> tiles;
+      const auto settle = [&](const Sequence& s, int of, int key) {  // to a head that has a tile
+        for (; left > 0; ++h, --left) {
+          tiles = QueryTiles<C>(p, s, of, h, key);
+          if (tiles.valid()) return true;
+        }
+        return false;
+      };
+      bool any;
+      {
+        const Sequence s = sequence<C>(p, b);
+        h = kv_head * p.group;
+        left = j0 < s.k_len ? p.group : 0;
+        any = settle(s, b, j0);
+        if (lead) KeyTask90::of<C>(p, s, kv_head, b, j0, any).write(slot);
+        __syncwarp();
+        if (lead) mbarrier_arrive(full);
+      }
+#pragma unroll 1
+      for (bool first = true; any; first = false)
+        order(slot, first, h, tiles, [&] {
+          tiles.next();
+          any = tiles.valid();
+          if (any || --left == 0) return any;
+          ++h;
+          const KeyTask90 t = KeyTask90::read<C>(slot);
+          return any = settle(t.s, t.b, t.j0);
+        });
+    }
+  }
+};
+
+/// Brings what the scheduler orders.
 template <class C>
 struct BackwardProducer90 {
   using L = SharedBackward90<C>;
   const Params& p;
   const BackwardMaps& maps;
-  const Schedule& schedule;
   unsigned base;
   bool lead;
   Ring<C::stages> ring;
-  Ring<1> keys_ring;
+  Ring<1> orders, keys_ring;
   unsigned tail_parity = 0;
 
   /// A tile of `rows` tokens, of which the first `clean` are ours and the rest become zeros.
@@ -59,61 +181,36 @@ struct BackwardProducer90 {
         base + L::v_at, maps.v, base + L::keys_full, token, kv_head, batch, clean);
   }
 
-  /// The tile at hand of query head h. `step` goes to the next one and says whether there is one.
-  template <class Step>
-  __device__ void rows(unsigned slot, int h, QueryTiles<C>& tiles, const Step& step) {
-    const KeyTask90 t = KeyTask90::read<C>(slot);  // kept from tile to tile it would cost registers
-    const Sequence& s = t.s;
-    const int at = ring.at(), i0 = tiles.tile * C::m;
-    const int token = static_cast<int>(s.q_first) + i0;
-    const int batch = C::rows == RowKind::ragged ? 0 : t.b;
-    const int clean = C::rows == RowKind::ragged || p.q_lengths.data ? s.q_len - i0 : C::m;
+  /// Queries, LSE and delta, and the bits of a plan. Lane i holds word i of the order.
+  __device__ void rows(int order) {
+    const auto word = [&](int at) { return __shfl_sync(0xffffffffu, order, at / 4); };
+    const int at = ring.at(), lane = threadIdx.x & 31;
+    const int h = word(0), sums = word(L::info_sums), token = word(L::order_token);
+    const int batch = word(L::order_batch), clean = word(L::order_clean);
     const unsigned q_full = base + L::q_full + 8 * at;  // arrivals: of Q, of what goes with it
     mbarrier_wait(base + L::q_empty + 8 * at, ring.parity() ^ 1);
     load<L::q_slabs, C::m>(
         base + L::q_at + L::q_bytes * at, maps.q, q_full, token, h, batch, clean);
-    {
-      constexpr int each = C::m / 32;  // rows of a lane: all are asked for before one is waited for
-      const int row = threadIdx.x & 31;
-      const float* lse_at = row_scalar<C>(p.lse, s, t.b, h, i0 + row);
-      const float* delta_at = p.delta + row_index<C>(p, s, t.b, h, i0 + row);
-      float lse[each], delta[each];
+    if (lane * 4 < L::info_bytes)
+      store_shared_word(base + L::info + L::info_bytes * at + lane * 4, order);
+    __syncwarp();
+    int bytes = L::stats_bytes;
+    if constexpr (L::near_bits) {
 #pragma unroll
-      for (int i = 0; i < each; ++i) {
-        const bool live = i0 + row + 32 * i < s.q_len;
-        lse[i] = live ? lse_at[32 * i * p.lse.token] : infinity();
-        delta[i] = live ? delta_at[32 * i] : 0.0f;
-      }
-      const unsigned to = base + L::lse + (at * C::m + row) * 4;
-#pragma unroll
-      for (int i = 0; i < each; ++i) {
-        // e^(s - inf) = 0: no weight past the rows, nor in a row without a key.
-        const float top = lse[i] == -infinity() ? infinity() : lse[i] * log2_e;
-        store_shared_word(to + 128 * i, __float_as_int(top));
-        store_shared_word(to + L::delta - L::lse + 128 * i, __float_as_int(delta[i]));
-      }
+      for (int i = 0; i < L::blocks; ++i) bytes += word(L::info_classes + 4 * i) >= 0 ? 512 : 0;
     }
     if (lead) {
-      const unsigned info = base + L::info + L::info_bytes * at;
-      store_shared_word(info, h);
-      store_shared_word(info + L::info_tile, tiles.tile);
-      store_shared_word(info + L::info_sums, dq_tile<C>(p, s, t.b, h, tiles.tile));
-      store_shared_word(info + L::info_look, Keys90<C>::looks(t, i0));
-      if constexpr (C::ordered)
-        store_shared_word(info + L::info_turn, visitors_before<C>(p, s, t.b, h, tiles.tile, t.j0));
-      if constexpr (C::mask == MaskKind::plan) {
-#pragma unroll
-        for (int g = 0; g < L::key_blocks; ++g)
-#pragma unroll
-          for (int i = 0; i < L::row_slabs; ++i)
-            store_shared_word(info + L::info_classes + 4 * (g * L::row_slabs + i),
-                              tiles.block_class(g, i));
-      }
+      mbarrier_expect(q_full, bytes);
+      bulk_load(base + L::lse + L::stats_bytes * at,
+                p.row_stats + static_cast<long long>(sums) * 2 * C::m,
+                L::stats_bytes,
+                q_full);
     }
-    const int last = !step();
-    if (lead) store_shared_word(base + L::info + L::info_bytes * at + L::info_last, last);
-    __syncwarp();
-    if (lead) mbarrier_arrive(q_full);
+    if constexpr (L::near_bits) {
+      const int i = lane - L::info_classes / 4;
+      if (i >= 0 && i < L::blocks && order >= 0)
+        bulk_load(base + L::bits + (at * L::blocks + i) * 512, p.plan.tiles[order], 512, q_full);
+    }
     mbarrier_wait(base + L::dout_empty + 8 * at, ring.parity() ^ 1);
     load<L::v_slabs, C::m>(base + L::dout_at + L::dout_bytes * at,
                            maps.dout,
@@ -125,78 +222,20 @@ struct BackwardProducer90 {
     ring.next();
   }
 
-  /// Which keys task `at` is. Packed rows: a column of the key tiles of all sequences, as for the
-  /// query tiles of the forward.
-  __device__ void find(int at, int& kv_head, int& b, int& j0) const {
-    constexpr bool ragged = C::kv == KvKind::ragged;
-    const int tall = schedule.section * p.k_tiles, first = at / tall * schedule.section;
-    const int rest = at % tall;
-    const int width = minimum(schedule.section, p.kv_heads * (ragged ? 1 : p.batch) - first);
-    const int pair = first + rest % width;
-    int tile = rest / width;
-    kv_head = pair % p.kv_heads;
-    b = pair / p.kv_heads;
-    if constexpr (ragged) {
-      b = sequence_of_slot(p.k_offsets, p.total_k, C::n, p.batch, tile);
-      tile = maximum(0, tile - first_slot(p.k_offsets, p.total_k, C::n, b));
-    }
-    j0 = tile * C::n;
-  }
-
-  /// Tasks are taken in ascending order by all CTAs: who waits for another's dQ has come after it.
   __device__ void run() {
-    const auto take = [&] {
-      int at = 0;
-      if (lead) at = atomicAdd(schedule.counter, 1);
-      return __shfl_sync(0xffffffffu, at, 0);
-    };
-    int at = take();
 #pragma unroll 1
-    for (Ring<2> tasks;; tasks.next()) {
-      const unsigned slot = base + L::tasks + 64 * tasks.at();
-      const unsigned full = base + L::task_full + 8 * tasks.at();
-      mbarrier_wait(base + L::task_empty + 8 * tasks.at(), tasks.parity() ^ 1);
-      if (at >= schedule.tiles) {
-        if (lead) {
-          store_shared_word(slot, -1);
-          mbarrier_arrive(full);
-        }
-        return;
-      }
-      int kv_head, b, j0;
-      find(at, kv_head, b, j0);
-      int h, left;  // the query head, and how many there are from it on
-      QueryTiles<C> tiles;
-      const auto settle = [&](const Sequence& s, int of, int key) {  // to a head that has a tile
-        for (; left > 0; ++h, --left) {
-          tiles = QueryTiles<C>(p, s, of, h, key);
-          if (tiles.valid()) return true;
-        }
-        return false;
-      };
-      bool any;
-      {
-        const Sequence s = sequence<C>(p, b);
-        h = kv_head * p.group;
-        left = j0 < s.k_len ? p.group : 0;
-        any = settle(s, b, j0);
-        if (lead) KeyTask90::of<C>(p, s, kv_head, b, j0, any).write(slot);
-        __syncwarp();
-        if (lead) mbarrier_arrive(full);
-      }
-#pragma unroll 1
-      for (bool first = true; any; first = false) {
-        rows(slot, h, tiles, [&] {
-          tiles.next();
-          any = tiles.valid();
-          if (any || --left == 0) return any;
-          ++h;
-          const KeyTask90 t = KeyTask90::read<C>(slot);
-          return any = settle(t.s, t.b, t.j0);
-        });
-        if (first) keys(KeyTask90::read<C>(slot));  // the rows did not wait for the task before
-      }
-      at = take();
+    for (;; orders.next()) {
+      mbarrier_wait(base + L::order_full, orders.parity());
+      const int lane = threadIdx.x & 31;
+      const int order =
+          lane * 4 < L::order_bytes ? load_shared_word(base + L::order + lane * 4) : 0;
+      __syncwarp();
+      if (lead) mbarrier_arrive(base + L::order_empty);
+      if (__shfl_sync(0xffffffffu, order, 0) < 0) return;
+      rows(order);
+      // The rows did not wait for the task before.
+      if (const int task = __shfl_sync(0xffffffffu, order, L::order_task / 4))
+        keys(KeyTask90::read<C>(task));
     }
   }
 };
@@ -206,7 +245,7 @@ template <class C>
 __device__ inline void add_dq(const Params& p, unsigned base) {
   using L = SharedBackward90<C>;
   const auto add = [&](int g, int tile) {
-    bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * (L::dq_floats / 2),
+    bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * L::dq_second,
              base + L::dq_at + L::dq_bytes * g,
              L::dq_bytes);
     bulk_commit();

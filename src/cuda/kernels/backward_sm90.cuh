@@ -7,23 +7,23 @@
 //   S^T = K Q^T, dP^T = V dO^T; P = e^(s - LSE); dV += dropped(P)^T dO
 //   dS = P * (dP - delta) * ds/dscore; dK += dS^T Q, times scale at the end
 //   dS goes to shared memory; dQ = dS K of both halves of the keys
-// (Dao 2023, algorithm 2; Shah et al. 2024, section 3.1). One warp loads Q and dO, another adds
-// each dQ tile to float32 sums in global memory, which gather_dq rounds. dK and dV stay in
-// registers over all heads of the group. Gradients of captured arrays and parameters are added as
-// device/captured.cuh says; Capture::largest only looks for their largest terms. Rows of Q, dO, K
-// and V past a sequence are zeroed in shared memory, since 0 times what a neighbour left there may
-// be NaN.
+// (Dao 2023, algorithm 2; Shah et al. 2024, section 3.1). Other warps find the tiles, bring Q and
+// dO, and add each dQ tile to float32 sums in global memory, which gather_dq rounds. dK and dV stay
+// in registers over all heads of the group. Gradients of captured arrays and parameters are added
+// as device/captured.cuh says; Capture::largest only looks for their largest terms. Rows of Q, dO,
+// K and V past a sequence are zeroed in shared memory, since 0 times what a neighbour left there
+// may be NaN.
 #pragma once
 
 #include "kernels/backward_load_sm90.cuh"
 
 namespace undivided::cuda {
 
-/// acc = A B^T: 64 keys at `a` times the queries at `b`.
-template <class C, int d>
-__device__ __forceinline__ void multiply_rows90(float (&acc)[C::m / 8][4], unsigned a, unsigned b) {
+/// acc = A B^T: 64 keys at `a` times the 8 n queries at `b`.
+template <class C, int d, int n>
+__device__ __forceinline__ void multiply_rows90(float (&acc)[n][4], unsigned a, unsigned b) {
   using L = SharedBackward90<C>;
-  using Product = Wgmma<typename C::Element, C::m>;
+  using Product = Wgmma<typename C::Element, 8 * n>;
   const auto x = wgmma_descriptor(a, 16), y = wgmma_descriptor(b, 16);
 #pragma unroll
   for (int i = 0; i < (d + 15) / 16; ++i) {
@@ -36,14 +36,14 @@ __device__ __forceinline__ void multiply_rows90(float (&acc)[C::m / 8][4], unsig
   }
   wgmma_commit();
 }
-/// acc += A B: fragments times the query rows at `b`.
-template <class C, int d>
+/// acc += A B: fragments times the 16 n query rows at `b`.
+template <class C, int d, int n>
 __device__ __forceinline__ void add_rows90(float (&acc)[d / 8][4],
-                                           const unsigned (&a)[C::m / 16][4],
+                                           const unsigned (&a)[n][4],
                                            unsigned b) {
   const auto y = wgmma_descriptor(b, SharedBackward90<C>::row_slab);
 #pragma unroll
-  for (int i = 0; i < C::m / 16; ++i)
+  for (int i = 0; i < n; ++i)
     Wgmma<typename C::Element, d>::register_shared(acc, a[i], y + i * 2048 / 16);
   wgmma_commit();
 }
@@ -110,7 +110,7 @@ struct Consumer90Base {
   template <class Body>
   __device__ __forceinline__ void each_task(const Body& body) {
 #pragma unroll 1
-    for (Ring<2> tasks;; tasks.next()) {
+    for (Ring<L::task_slots> tasks;; tasks.next()) {
       mbarrier_wait(base + L::task_full + 8 * tasks.at(), tasks.parity());
       const unsigned slot = base + L::tasks + 64 * tasks.at();
       const int4 first = load_shared_ints(slot);
@@ -152,32 +152,51 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   using Base::base, Base::p, Base::ring;
   static constexpr int m = C::m;
   static constexpr bool early = Score::identity && m == 64;
+  static constexpr int parts = L::broad ? 2 : 1;  // of the queries, in which dP is made
+  static_assert(early || !L::broad);
   int group;
   unsigned step = 0;
 
-  /// dQ = dS K: 64 queries by 64 columns; this warpgroup's share of the tile.
-  __device__ __forceinline__ void queries(float (&acc)[8][4], unsigned ds) {
-    const int row = m == 128 ? group : 0, column = m == 128 ? 0 : group;
-    const auto x = wgmma_descriptor(base + ds + row * L::key_slab, 16);
-    const auto y = wgmma_descriptor(base + column * L::key_slab, 16);
+  /// dQ = dS K: 64 queries by the 8 n columns of K at `columns`.
+  template <int n>
+  __device__ __forceinline__ void queries(float (&acc)[n][4], unsigned ds, unsigned columns) {
+    const auto x = wgmma_descriptor(ds, 16), y = wgmma_descriptor(columns, 16);
 #pragma unroll
     for (int i = 0; i < C::n / 16; ++i) {
       if (i == 0)
-        Wgmma<T, 64>::set_columns(acc, x, y);
+        Wgmma<T, 8 * n>::set_columns(acc, x, y);
       else
-        Wgmma<T, 64>::add_columns(acc, x + i * 2048 / 16, y + i * 2048 / 16);
+        Wgmma<T, 8 * n>::add_columns(acc, x + i * 2048 / 16, y + i * 2048 / 16);
     }
     wgmma_commit();
   }
 
-  /// Leaves a dQ tile to the warp that adds it.
-  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4], unsigned info) {
-    mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
-    const int thread = threadIdx.x & 127;
+  /// dK += dS^T Q: both in shared memory.
+  __device__ __forceinline__ void add_keys(float (&dk)[C::dqk / 8][4], unsigned ds, unsigned q) {
+    const auto x = wgmma_descriptor(ds, 16), y = wgmma_descriptor(q, L::row_slab);
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      store_shared(base + L::dq_at + L::dq_bytes * group + (i * 128 + thread) * 16, dq[i]);
-    if (thread == 0) {
+    for (int i = 0; i < m / 16; ++i)
+      Wgmma<T, C::dqk>::add_rows_columns(dk, x + i * 32 / 16, y + i * 2048 / 16);
+    wgmma_commit();
+  }
+
+  /// Part of a dQ tile, from its accumulator `first` on, for the warp that adds it.
+  template <int n>
+  __device__ __forceinline__ void stage_dq(const float (&dq)[n][4], int first) {
+#pragma unroll
+    for (int i = 0; i < n; ++i)
+      store_shared(
+          base + L::dq_at + L::dq_bytes * group + ((first + i) * 128 + (threadIdx.x & 127)) * 16,
+          dq[i]);
+  }
+  /// Leaves a dQ tile to that warp.
+  __device__ __forceinline__ void leave_dq(const float (&dq)[8][4],
+                                           const float (&rest)[4][4],
+                                           unsigned info) {
+    mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
+    stage_dq(dq, 0);
+    if constexpr (L::broad) stage_dq(rest, 8);
+    if ((threadIdx.x & 127) == 0) {
       store_shared_word(base + L::dq_to + 4 * group, load_shared_word(info + L::info_sums));
       if (C::ordered && group == 0)
         store_shared_word(base + L::dq_turn, load_shared_word(info + L::info_turn));
@@ -222,7 +241,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     const int at = ring.at();
     mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
     const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
-    float acc[m / 8][4], dp[m / 8][4];
+    float acc[m / 8][4], dp[m / 8 / parts][4];
     wgmma_fence();
     multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + q);
     mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
@@ -230,7 +249,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout);
 
     Pairs90<C, Mask, Score> pairs(p, base, slot, group, at);
-    unsigned left[m / 16][4], ds[m / 16][4];
+    unsigned ds[m / 16][4];
     if constexpr (Score::identity) {
       wgmma_wait<1>();
       pin(acc);
@@ -244,7 +263,30 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       pairs.both(acc, dp, captured);
       return this->leave_tile();
     }
-    if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
+    if constexpr (L::broad) {  // dP in two parts; each is dS before the next needs registers
+      constexpr int n = 2;
+#pragma unroll
+      for (int part = 0; part < parts; ++part) {
+        unsigned left[n][4], right[n][4];
+        if (part == 0)
+          wgmma_wait<0>();
+        else
+          wgmma_wait<1>();
+        pin(dp);
+        pairs.gradients(acc, dp, part * 2 * n);
+        to_fragments<T, 16 * n>(right, dp);
+#pragma unroll
+        for (int i = 0; i < n; ++i)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) ds[part * n + i][e] = right[i][e];
+        pairs.fragments(left, acc, part * 2 * n);
+        wgmma_fence();
+        if (part == 0)
+          multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout + n * 2048);
+        add_rows90<C, C::dv>(dv, left, base + dout + part * n * 2048);
+      }
+    } else if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
+      unsigned left[m / 16][4];
       pairs.fragments(left, acc);
       wgmma_fence();
       add_rows90<C, C::dv>(dv, left, base + dout);
@@ -253,6 +295,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       pairs.gradients(acc, dp);
       to_fragments<T, m>(ds, dp);
     } else {
+      unsigned left[m / 16][4];
       wgmma_wait<0>();
       pin(acc);
       pin(dp);
@@ -265,18 +308,34 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       wgmma_fence();
       add_rows90<C, C::dv>(dv, left, base + dout);
     }
-    const unsigned ds_at = L::ds_at + L::ds_bytes * (step & 1);
+    const unsigned ds_at = L::ds_at + L::ds_bytes * (step % L::ds_tiles);
+    if constexpr (L::ds_tiles == 1) mbarrier_wait(base + L::ds_empty, (step & 1) ^ 1);
     store_ds90<C>(ds, base + ds_at, group * 64);
+    if constexpr (L::broad) {
+      wgmma_wait<0>();
+      pin(dv);
+    }
     named_barrier_sync(1, 256);
-    float dq[8][4];
+    // This warpgroup's share of dQ: 64 rows, or 64 columns and half of those above 128.
+    float dq[8][4], rest[4][4];
     wgmma_fence();
-    queries(dq, ds_at);
-    add_rows90<C, C::dqk>(dk, ds, base + q);
+    queries(dq,
+            base + ds_at + (m == 128 ? group * L::key_slab : 0),
+            base + (m == 128 ? 0 : group * L::key_slab));
+    if constexpr (L::broad) queries(rest, base + ds_at, base + 2 * L::key_slab + group * 64);
+    if constexpr (L::broad)  // dS^T from shared memory: its registers hold dQ
+      add_keys(dk, base + ds_at + group * 8192, base + q);
+    else
+      add_rows90<C, C::dqk>(dk, ds, base + q);
     wgmma_wait<1>();
-    pin(dv);
+    if constexpr (!L::broad) pin(dv);
     pin(dq);
+    if constexpr (L::broad) {
+      pin(rest);
+      this->free(L::ds_empty);
+    }
     this->free(L::dout_empty + 8 * at);
-    leave_dq(dq, this->info());
+    leave_dq(dq, rest, this->info());
     const bool last = this->is_last();
     wgmma_wait<0>();
     pin(dk);
@@ -314,9 +373,13 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       mbarrier_init(base + L::ds_empty + 8 * g, 8);
       mbarrier_init(base + L::dq_full + 8 * g, 4);  // wide: of P, full and empty
       mbarrier_init(base + L::dq_empty + 8 * g, 1);
-      mbarrier_init(base + L::task_full + 8 * g, 1);
-      mbarrier_init(base + L::task_empty + 8 * g, 8);
     }
+    for (int i = 0; i < L::task_slots; ++i) {
+      mbarrier_init(base + L::task_full + 8 * i, 1);
+      mbarrier_init(base + L::task_empty + 8 * i, 8);
+    }
+    mbarrier_init(base + L::order_full, 1);
+    mbarrier_init(base + L::order_empty, 1);
     mbarrier_init_fence();
   }
   __syncthreads();
@@ -326,7 +389,9 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
     const int warp = threadIdx.x / 32 - 8;
     const bool lead = (threadIdx.x & 31) == 0;
     if (warp == 0)
-      BackwardProducer90<C>{p, maps, schedule, base, lead}.run();
+      BackwardProducer90<C>{p, maps, base, lead}.run();
+    else if (warp == 2)
+      BackwardScheduler90<C>{p, schedule, base, lead}.run();
     else if (!L::wide && C::capture != Capture::largest && warp == 1 && lead)
       add_dq<C>(p, base);
   } else {
@@ -343,62 +408,6 @@ __device__ __forceinline__ void backward_sm90(const Params& p,
     BackwardConsumer90<C, Mask, Score> consumer{{p, base}, group};
     consumer.run();
   });
-}
-
-/// The sums of dQ, times scale, as rows. Grid: q_tiles x heads x batch; packed rows: one column of
-/// tiles. Block: 256 threads.
-template <class C, class Mask, class Score>
-__device__ void gather_dq(const Params& p) {
-  using Out = typename C::Out;
-  using L = SharedBackward90<C>;
-  int x = blockIdx.x;
-  int tile = x % p.q_tiles;
-  x /= p.q_tiles;
-  const int h = x % p.heads;
-  int b = x / p.heads;
-  if constexpr (C::rows == RowKind::ragged) {
-    b = sequence_of_slot(p.q_offsets, p.total_q, C::m, p.batch, tile);
-    tile -= first_slot(p.q_offsets, p.total_q, C::m, b);
-    if (tile < 0) return;
-  }
-  const int i0 = tile * C::m;
-  const Sequence s = sequence<C>(p, b);
-  if (i0 >= (C::rows == RowKind::dense ? p.max_q_len : s.q_len)) return;
-  const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
-  const float4* from =
-      reinterpret_cast<const float4*>(
-          p.dq_sum + static_cast<long long>(dq_tile<C>(p, s, b, h, tile)) * L::dq_floats +
-          group * (L::dq_floats / 2)) +
-      thread;
-  // A half holds 64 rows of all columns, or all rows of its columns.
-  const int row = i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4;
-  const auto columns = [&](auto first, auto end) {
-    constexpr int n = (decltype(end)::value - decltype(first)::value) / 8;
-    if constexpr (n > 0) {
-      float acc[n][4];
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        const float4 v = from[i * 128];
-        acc[i][0] = v.x;
-        acc[i][1] = v.y;
-        acc[i][2] = v.z;
-        acc[i][3] = v.w;
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int i = row + 8 * half;
-        const bool written = i < (C::rows == RowKind::dense ? p.max_q_len : s.q_len);
-        Out* to =
-            written ? static_cast<Out*>(p.dq.data) + row_offset<C>(p.dq, s, b, h, i) : nullptr;
-        store_row90<Out>(to ? to + decltype(first)::value : nullptr, acc, half, p.scale);
-      }
-    }
-  };
-  constexpr int half = C::m == 128 ? C::dqk : L::dq_columns(0);
-  if (C::m == 128 || group == 0)
-    columns(Constant<0>{}, Constant<(C::dqk < half ? C::dqk : half)>{});
-  else
-    columns(Constant<half>{}, Constant<C::dqk>{});
 }
 
 }  // namespace undivided::cuda

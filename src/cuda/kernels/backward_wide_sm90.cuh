@@ -59,8 +59,8 @@ struct WideConsumer90 : Consumer90Base<C> {
       if ((threadIdx.x & 127) == 0) wait_for_turn(p.dq_turns + turn_to_pass, turn);
       named_barrier_sync(1 + group, 128);
     }
-    float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats +
-                group * (L::dq_floats / 2) + (threadIdx.x & 127) * 4;
+    float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats + group * L::dq_second +
+                (threadIdx.x & 127) * 4;
 #pragma unroll
     for (int i = 0; i < L::dq_columns(group) / 8; ++i) add_quad(to + i * 512, dq[i]);
   }

@@ -23,25 +23,34 @@ struct SharedBackward90 {
   static constexpr bool wide = C::n == 64;  // both warpgroups share all keys
   static constexpr int key_blocks = C::n / 64;
   static constexpr int q_slabs = (C::dqk + 63) / 64, v_slabs = (C::dv + 63) / 64;
+  /// 128 keys and dqk above 128: registers hold dP of 32 queries at a time.
+  static constexpr bool broad = !wide && q_slabs > 2;
   static constexpr int row_slab = C::m * 128, key_slab = C::n * 128;
   static constexpr int row_slabs = C::m / 64;  // of dS: its columns are queries
   static constexpr int q_bytes = q_slabs * row_slab, dout_bytes = v_slabs * row_slab;
-  static constexpr int ds_bytes = row_slabs * key_slab;
+  static constexpr int ds_bytes = row_slabs * key_slab, ds_tiles = broad ? 1 : 2;
   static constexpr int p_bytes = wide ? 64 * 64 * 4 : 0;
   // A tile of dQ in the order of its accumulators, a half a warpgroup.
-  static constexpr int dq_floats = wide ? 64 * 256 : 128 * 64, dq_bytes = wide ? 0 : 64 * 64 * 4;
+  static constexpr int dq_floats = 64 * (wide ? q_slabs * 64 : broad ? 192 : 128);
+  static constexpr int dq_second = wide ? (q_slabs + 1) / 2 * 64 * 64 : dq_floats / 2;
+  static constexpr int dq_bytes = wide ? 0 : dq_floats / 2 * 4;
   /// Wide: columns of dQ that a warpgroup makes.
   static __device__ constexpr int dq_columns(int group) {
     return group == 0 ? (q_slabs + 1) / 2 * 64 : q_slabs / 2 * 64;
   }
   static constexpr int v_at = q_slabs * key_slab, q_at = v_at + v_slabs * key_slab;
   static constexpr int dout_at = q_at + C::stages * q_bytes;
-  static constexpr int ds_at = dout_at + C::stages * dout_bytes;  // two, taken in turn
-  static constexpr int dq_at = ds_at + 2 * ds_bytes;              // one a warpgroup
+  static constexpr int ds_at = dout_at + C::stages * dout_bytes;  // taken in turn
+  static constexpr int dq_at = ds_at + ds_tiles * ds_bytes;       // one a warpgroup
   static constexpr int p_at = dq_at + 2 * dq_bytes;               // wide: P of the tile
-  static constexpr int lse = p_at + p_bytes;                      // in log2, a float a row
-  static constexpr int delta = lse + C::stages * C::m * 4;
-  static constexpr int keys_full = delta + C::stages * C::m * 4;  // barriers from here
+  // LSE in log2, a float a row, then delta; of a plan then 64 words for each block with bits.
+  static constexpr int lse = p_at + p_bytes, delta = lse + C::m * 4;
+  static constexpr int stats_bytes = 2 * C::m * 4;
+  static constexpr bool near_bits =
+      C::mask == MaskKind::plan && !C::inside_program && q_slabs + v_slabs < 8;
+  static constexpr int blocks = C::mask == MaskKind::plan ? key_blocks * row_slabs : 0;
+  static constexpr int bits = lse + C::stages * stats_bytes;
+  static constexpr int keys_full = bits + (near_bits ? C::stages * blocks * 512 : 0);  // barriers
   static constexpr int keys_empty = keys_full + 8, tail = keys_empty + 8;
   static constexpr int q_full = tail + 8, q_empty = q_full + 8 * C::stages;
   static constexpr int dout_full = q_empty + 8 * C::stages;
@@ -49,18 +58,26 @@ struct SharedBackward90 {
   static constexpr int dq_full = dout_empty + 8 * C::stages, dq_empty = dq_full + 16;
   static constexpr int p_full = dq_full, p_empty = p_full + 8;  // wide: instead
   static constexpr int ds_full = dq_empty + 16, ds_empty = ds_full + 16;
-  static constexpr int task_full = ds_empty + 16, task_empty = task_full + 16;
-  static constexpr int dq_to = task_empty + 16;  // the tile of dQ of each warpgroup, or -1: the end
+  static constexpr int task_slots = 3, task_full = ds_empty + 16;
+  static constexpr int task_empty = task_full + 8 * task_slots;
+  static constexpr int order_full = task_empty + 8 * task_slots, order_empty = order_full + 8;
+  static constexpr int dq_to = order_empty + 8;  // the tile of dQ of each warpgroup, or -1: the end
   static constexpr int dq_turn = dq_to + 8;      // ordered: and its place in the order
-  static constexpr int tasks = (dq_turn + 4 + 15) / 16 * 16;  // two of KeyTask90
+  static constexpr int tasks = (dq_turn + 4 + 15) / 16 * 16;  // of KeyTask90
   // Per stage: head; query tile; the tile of its sums; ordered: its place in their order; is it the
   // last of the task; bit g: must warpgroup g look at pairs; of a plan: a class per 64 x 64 block.
-  static constexpr int info = tasks + 2 * 64;
+  static constexpr int info = tasks + task_slots * 64;
   static constexpr int info_tile = 4, info_sums = 8, info_turn = 12, info_last = 16, info_look = 20;
   static constexpr int info_classes = 24;
-  static constexpr int info_bytes =
-      info_classes + (C::mask == MaskKind::plan ? 4 * key_blocks * row_slabs : 0);
-  static constexpr int bytes = info + C::stages * info_bytes;
+  static constexpr int info_bytes = info_classes + 4 * blocks;
+  // The next tile, from the scheduler to the producer: what becomes its info; first token of its
+  // rows and their batch, as the copy engine counts; how many of them there are; the task in shared
+  // memory if it is the first tile of one, else 0. Head -1: there are no more.
+  static constexpr int order = info + C::stages * info_bytes, order_token = info_bytes;
+  static constexpr int order_batch = order_token + 4, order_clean = order_batch + 4;
+  static constexpr int order_task = order_clean + 4, order_bytes = order_task + 4;
+  static_assert(order_bytes <= 128, "a word a lane");
+  static constexpr int bytes = order + order_bytes;
 };
 
 /// The keys of a task as the loader tells the others.
@@ -264,15 +281,15 @@ struct Pairs90 {
   Keys90<C> keys;
   typename Score::Fixed fixed;
   int classes[blocks ? blocks : 1];
-  unsigned dropped[m / 64];  // a bit an element
-  unsigned inside[m / 64];   // the same: what the program keeps of a block without bits
+  unsigned dropped[m / 64];              // a bit an element
+  unsigned inside[blocks ? blocks : 1];  // the same: what a block of a plan keeps
 
   /// The query tile of stage `at`, and the keys of warpgroup `my_group`.
   __device__ __forceinline__
   Pairs90(const Params& params, unsigned base, unsigned task, int my_group, int at)
       : p(params), slot(task), group(my_group) {
     info = base + L::info + L::info_bytes * at;
-    lse = base + L::lse + at * m * 4;
+    lse = base + L::lse + at * L::stats_bytes;
     looked = load_shared_word(info + L::info_look) >> group & 1;
     if constexpr (eager) read_task();
     if constexpr (!Score::identity) fixed = typename Score::Fixed(p, t.b, h, t.s.q_len, t.s.k_len);
@@ -280,7 +297,12 @@ struct Pairs90 {
     for (int i = 0; i < blocks; ++i) {
       classes[i] = load_shared_word(info + L::info_classes + 4 * (L::row_slabs * group + i));
       looked = looked || classes[i] != BlockCursor<false>::full_block;
-      if constexpr (C::inside_program) inside[i] = classes[i] < 0 ? ~0u : ask(i);
+    }
+    if constexpr (L::near_bits) {
+      if (looked) read_bits(base + L::bits + (at * L::blocks + L::row_slabs * group) * 512);
+    } else if constexpr (C::inside_program) {
+#pragma unroll
+      for (int i = 0; i < blocks; ++i) inside[i] = classes[i] < 0 ? ~0u : ask(i);
     }
   }
 
@@ -295,6 +317,25 @@ struct Pairs90 {
   /// The numbers of queries 8 c + 2 t and the next.
   static __device__ __forceinline__ float2 of_rows(unsigned at, int c) {
     return load_shared_pair(at + (c * 8 + column()) * 4);
+  }
+
+  /// What the bits of this warpgroup's blocks, rows of queries at `from`, keep of its elements.
+  __device__ __forceinline__ void read_bits(unsigned from) {
+    const int key = (threadIdx.x & 127) / 32 * 16 + (threadIdx.x & 31) / 4;  // j0 begins a block
+#pragma unroll
+    for (int i = 0; i < blocks; ++i) {
+      inside[i] = classes[i] == BlockCursor<false>::empty_block ? 0 : ~0u;
+      if (classes[i] < 0) continue;
+      inside[i] = 0;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        const int4 two = load_shared_ints(from + i * 512 + (c * 8 + column()) * 8);
+        // Keys 0 to 31 of a query are its lower word; the thread's two lie in the same.
+        const unsigned a = static_cast<unsigned>(key < 32 ? two.x : two.y) >> (key & 31);
+        const unsigned b = static_cast<unsigned>(key < 32 ? two.z : two.w) >> (key & 31);
+        inside[i] |= ((a & 1) | (b & 1) << 1 | (a >> 8 & 1) << 2 | (b >> 8 & 1) << 3) << c * 4;
+      }
+    }
   }
 
   /// The program's answers for the elements of one block of queries.
@@ -319,7 +360,7 @@ struct Pairs90 {
     if constexpr (C::mask == MaskKind::plan) {
       const int id = classes[c / 8];
       if (id == BlockCursor<false>::empty_block) keep = false;
-      if constexpr (C::inside_program)
+      if constexpr (C::inside_program || L::near_bits)
         keep = keep && (inside[c / 8] >> (c % 8 * 4 + e) & 1);
       else if (id >= 0)
         keep = keep && (p.plan.tiles[id][x & 63] >> (j & 63) & 1);
@@ -370,25 +411,28 @@ struct Pairs90 {
     }
   }
 
-  /// dP^T to dS^T = P * (dP - delta); a masked pair has none, whatever V holds.
+  /// dP^T to dS^T = P * (dP - delta), of 8 n queries from 8 `first` on; a masked pair has none,
+  /// whatever V holds.
+  template <int n>
   __device__ __forceinline__ void gradients(const float (&weight)[m / 8][4],
-                                            float (&dp)[m / 8][4]) const {
+                                            float (&dp)[n][4],
+                                            int first = 0) const {
 #pragma unroll
-    for (int c = 0; c < m / 8; ++c) {
-      const float2 d = of_rows(lse + L::delta - L::lse, c);
+    for (int c = 0; c < n; ++c) {
+      const float2 d = of_rows(lse + L::delta - L::lse, first + c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float grad = dp[c][e];
-        if constexpr (C::dropout) grad = is_dropped(c, e) ? 0.0f : grad * p.keep_scale;
-        dp[c][e] = weight[c][e] * (grad - (e & 1 ? d.y : d.x));
+        if constexpr (C::dropout) grad = is_dropped(first + c, e) ? 0.0f : grad * p.keep_scale;
+        dp[c][e] = weight[first + c][e] * (grad - (e & 1 ? d.y : d.x));
       }
     }
     if (looked) {
 #pragma unroll
-      for (int c = 0; c < m / 8; ++c)
+      for (int c = 0; c < n; ++c)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          if (weight[c][e] == 0.0f) dp[c][e] = 0.0f;
+          if (weight[first + c][e] == 0.0f) dp[c][e] = 0.0f;
     }
   }
 
@@ -436,19 +480,18 @@ struct Pairs90 {
     forget(acc, dp);
   }
 
-  /// P^T without what dropout drops, as left operands.
-  __device__ __forceinline__ void fragments(unsigned (&left)[m / 16][4],
-                                            const float (&acc)[m / 8][4]) const {
-    if constexpr (C::dropout) {
-      float rest[m / 8][4];
+  /// P^T without what dropout drops, as left operands, of 16 n queries from 8 `first` on.
+  template <int n>
+  __device__ __forceinline__ void fragments(unsigned (&left)[n][4],
+                                            const float (&acc)[m / 8][4],
+                                            int first = 0) const {
+    float rest[2 * n][4];
 #pragma unroll
-      for (int c = 0; c < m / 8; ++c)
+    for (int c = 0; c < 2 * n; ++c)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) rest[c][e] = is_dropped(c, e) ? 0.0f : acc[c][e];
-      to_fragments<typename C::Element, m>(left, rest);
-    } else {
-      to_fragments<typename C::Element, m>(left, acc);
-    }
+      for (int e = 0; e < 4; ++e)
+        rest[c][e] = C::dropout && is_dropped(first + c, e) ? 0.0f : acc[first + c][e];
+    to_fragments<typename C::Element, 16 * n>(left, rest);
   }
 
  private:

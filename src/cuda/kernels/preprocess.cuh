@@ -2,9 +2,8 @@
 // What a backward needs once a row: delta = rowsum(dO * O) - dLSE (Dao 2023, section 3.3), and what
 // a sink gets: dsink = sum over rows of e^(sink - LSE) * -delta, in fixed order.
 //
-// preprocess: some lanes of a warp a row, each 8 columns at a time; 4 warps a block. For the sm90
-// backward its threads also zero what that adds to, and round a float32 dO, as the copy engine
-// brings operands only as they are. sink_gradient: a block of 256 threads a head.
+// preprocess: some lanes of a warp a row, each 8 columns at a time; 4 warps a block. The sm90
+// backward has prepare_rows. sink_gradient: a block of 256 threads a head.
 #pragma once
 
 #include "kernels/combine.cuh"
@@ -48,22 +47,8 @@ __device__ bool inside(const Params& p, const FlatRow& row) {
   return !p.q_lengths.data || row.i < index_at(p.q_lengths, row.b);
 }
 
-/// Sums of dQ, the counters of tasks behind them, and the counters of their order. A memset would
-/// do, and cost the host another call.
-__device__ inline void zero_sums(const Params& p) {
-  if (!p.dq_sum) return;
-  const long long first = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  float4* sums = reinterpret_cast<float4*>(p.dq_sum);
-  for (long long at = first; at < p.dq_floats / 4 + 1; at += step)
-    sums[at] = float4{0.0f, 0.0f, 0.0f, 0.0f};
-  if (!p.dq_turns) return;
-  for (long long at = first; at < 2 * p.dq_tiles; at += step) p.dq_turns[at] = 0;
-}
-
 template <class C, class Mask, class Score>
 __device__ void preprocess(const Params& p) {
-  zero_sums(p);
   constexpr int lanes = row_lanes(C::dv);
   const int lane = threadIdx.x % lanes;
   const long long index = warp_row() * (32 / lanes) + (threadIdx.x & 31) / lanes;
@@ -78,12 +63,6 @@ __device__ void preprocess(const Params& p) {
       load_eight<C::aligned>(b, p.dout.data, p.dout_type, dout + x);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sum = fmaf(a[i], b[i], sum);
-      if constexpr (C::wide_dout) {
-        using T = typename C::Element;
-        const uint4 rounded{
-            pack<T>(b[0], b[1]), pack<T>(b[2], b[3]), pack<T>(b[4], b[5]), pack<T>(b[6], b[7])};
-        *reinterpret_cast<uint4*>(static_cast<T*>(p.rounded_dout) + index * C::dv + x) = rounded;
-      }
     }
   }
 #pragma unroll
