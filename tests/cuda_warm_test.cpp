@@ -109,12 +109,15 @@ TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
     p.args.dv = there(DType::bf16, {2, 2, 300, 64}, 0xa0000);
     const auto plan = prepared(p);
     ASSERT_EQ(plan->explanation.kernel.rfind("bwd.sm90a", 0), 0u) << plan->explanation.kernel;
+    EXPECT_EQ(plan->explanation.notes.at(1),
+              "2 warpgroups of 64 keys; a warp to find tiles, one to load, one to add dQ; 2 stages "
+              "of 128 queries; registers 24 to load, 240 to compute");
     fake::state().launches.clear();
     EXPECT_EQ(
         warm(*plan, p.args),
         (Calls{
             {"cuCtxGetCurrent", 100}, {"cuTensorMapEncodeTiled", 400}, {"cuLaunchKernel", 300}}));
-    // What preprocess zeroes: 128 rows of 64 floats a tile, the counter of tasks, and two turns a
+    // What prepare_rows zeroes: 128 rows of 64 floats a tile, the counter of tasks, and two turns a
     // tile.
     const Params& first = launched(0).params;
     EXPECT_EQ(first.dq_tiles, 2 * 8 * 3);

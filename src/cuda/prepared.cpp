@@ -201,6 +201,18 @@ void CudaPlan::explain() {
             : fmt::format(
                   "{} to load, {} to compute", t.producer_registers, t.consumer_registers)));
   }
+  if (const KernelSpec& k = (*main)->spec; k.kind == KernelKind::backward) {
+    const Sm90Tile t = sm90_tile(k);
+    e.notes.push_back(
+        fmt::format("2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
+                    "queries; registers {} to load, {} to compute",
+                    t.keys == 64 ? "that share 64 keys" : "of 64 keys",
+                    t.keys == 64 ? "" : ", one to add dQ",
+                    t.stages,
+                    t.queries,
+                    t.producer_registers,
+                    t.consumer_registers));
+  }
   if (choice_.not_sm90) e.notes.push_back(fmt::format("not the sm90 family: {}", choice_.not_sm90));
   for (const auto& k : kernels_) {
     const Kernel& i = k->info;
