@@ -83,22 +83,54 @@ TEST_P(CpuDecode, MasksProgramsSinksAndDropout) {
     }
 }
 
+// On tile registers up to 64 rows of a KV head share one pass over K and V, if those are long.
+TEST_P(CpuDecode, SeveralQueriesOfAGroup) {
+  const bool tiles = cpu::chosen_kernels().matrix;
+  Tensor sink = Tensor::empty(DType::f32, {4});
+  for (int h = 0; h < 4; ++h) sink.ptr<float>()[h] = static_cast<float>(h) - 2;
+  for (const int nq : {5, 8, 9, 12, 13, 16})  // times 4 heads
+    for (const std::int64_t page : {0, 1, 16, 100})
+      for (const Mask& m :
+           {full(), causal(), causal() && window(40), Mask::parse("q % 3 != k % 5")}) {
+        SCOPED_TRACE(testing::Message() << nq << " queries, page " << page << " " << m.text());
+        Case c{.dtype = tiles ? DType::bf16 : DType::f16,
+               .batch = 2,
+               .hq = 4,
+               .hkv = 1,
+               .nq = nq,
+               .nk = 530,
+               .d = 64};
+        c.lengths = page == 0;
+        if (page > 0) c.kv = KvKind::paged, c.page = page;
+        c.options.mask = m;
+        c.options.align = Align::end;
+        c.options.sink = sink;
+        expect_forward(c);
+        c.options.score = softcap(20.0f);
+        c.options.dropout = 0.3;
+        c.options.seed = 5;
+        c.options.max_logit = true;
+        expect_forward(c);
+      }
+}
+
 // Sequence 0 alone is a prefill of many rows; the same rows in calls of a few take the decode tile.
 TEST_P(CpuDecode, BitsOfAPrefill) {
   // Heads that fill no vector, except for tile registers, which want 32.
   const bool tiles = cpu::chosen_kernels().matrix;
   const std::int64_t d = tiles ? 96 : 72, dv = tiles ? 64 : 40;
-  for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
-    const std::int64_t n = 150;
+  for (const auto& [t, left] :
+       {std::pair{DType::f32, 90}, {DType::f16, 90}, {DType::bf16, 90}, {DType::bf16, 300}}) {
+    const std::int64_t n = 450;
     const Tensor q = random_tensor(t, {1, 4, n, d}, 1), k = random_tensor(t, {1, 2, n, d}, 2),
                  v = random_tensor(t, {1, 2, n, dv}, 3);
-    const Options o{.mask = causal() && window(90),
+    const Options o{.mask = causal() && window(left),
                     .score = softcap(5.0f),
                     .align = Align::end,
                     .determinism = Determinism::invariant};
     const Results whole = forward_of(q, k, v, o);
-    for (const std::int64_t rows : {1, 2, 3, 7})
-      for (std::int64_t i : {64, 127, 143}) {
+    for (const std::int64_t rows : {1, 2, 3, 7, 13, 20, 31})
+      for (std::int64_t i : {64, 127, 143, 419}) {
         const Results part = forward_of(
             q.sliced(2, i, i + rows), k.sliced(2, 0, i + rows), v.sliced(2, 0, i + rows), o);
         for (std::int64_t h = 0; h < 4; ++h)

@@ -17,8 +17,8 @@ std::int64_t padded_columns(const Setup& setup) {
 
 Decode::Memory::Memory(Arena& arena, const Setup& setup) {
   if (!setup.decode) return;
-  kt = arena.take<float>(decode_columns * key_block);
-  o = arena.take<float>(decode_rows * padded_columns(setup));
+  kt = arena.take<float>(2 * decode_columns * key_block);
+  o = arena.take<float>(setup.decode_most * padded_columns(setup));
   for (auto& r : rows) r = arena.take<const std::byte*>(2 * key_block);
 }
 
@@ -26,7 +26,7 @@ std::int64_t Decode::o_stride() const { return padded_columns(run_.setup); }
 
 void Decode::begin(
     const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high) {
-  count_ = run_.setup.decode && count <= run_.setup.decode_most ? count : 0;
+  count_ = run_.setup.decodes(count, std::min(high, s.k_len)) ? count : 0;
   if (!used()) return;
   sequence_ = s;
   b_ = b;
@@ -37,7 +37,8 @@ void Decode::begin(
   ahead_.spent = 512;
   ahead_.k_bytes = run_.spec.dqk * static_cast<std::int64_t>(size_of(run_.spec.dtype));
   ahead_.v_bytes = run_.spec.dv * static_cast<std::int64_t>(size_of(run_.spec.dtype));
-  std::fill_n(memory_.o, decode_rows * o_stride(), 0.0f);
+  const int rows = std::min((count + 15) / 16 * 16, run_.setup.decode_most);
+  std::fill_n(memory_.o, rows * o_stride(), 0.0f);
 }
 
 /// The rows of K of a tile, then those of V: the order of their use.
@@ -68,21 +69,22 @@ void Decode::visit(std::int64_t j0) {
   ahead_.at = ahead_.due = ahead_.spent = 0;
 }
 
-void Decode::scores(int first, int rows, const float* q_t, float* s) {
+void Decode::scores(int first, int rows, int count, const float* q_t, float* s) {
   run_.setup.decode->scores(memory_.rows[0],
                             run_.spec.dtype,
                             first,
                             rows,
                             run_.spec.dqk,
                             q_t,
-                            count_,
+                            count,
                             run_.score_scale,
                             memory_.kt,
                             s,
                             ahead_);
 }
 
-void Decode::outputs(int first, int rows, const float* p, const float* alpha) {
+void Decode::outputs(
+    int first, int rows, int query, int count, const float* p, const float* alpha) {
   run_.setup.decode->outputs(memory_.rows[0] + rows_,
                              run_.spec.dtype,
                              first,
@@ -90,14 +92,15 @@ void Decode::outputs(int first, int rows, const float* p, const float* alpha) {
                              run_.spec.dv,
                              p,
                              alpha,
-                             count_,
-                             memory_.o,
+                             count,
+                             memory_.o + query * o_stride(),
                              o_stride(),
                              ahead_);
 }
 
-void Decode::finish(float* o_t) const {
-  run_.setup.decode->lanes(memory_.o, o_stride(), run_.spec.dtype, run_.spec.dv, count_, o_t);
+void Decode::finish(int query, int count, float* o_t) const {
+  run_.setup.decode->lanes(
+      memory_.o + query * o_stride(), o_stride(), run_.spec.dtype, run_.spec.dv, count, o_t);
 }
 
 }  // namespace undivided::cpu

@@ -23,11 +23,12 @@ class Decode {
   bool used() const { return count_ > 0; }
   /// The tile of keys that begins at j0.
   void visit(std::int64_t j0);
-  /// Scores of its rows [first, first + rows); s begins at `first`.
-  void scores(int first, int rows, const float* q_t, float* s);
-  void outputs(int first, int rows, const float* p, const float* alpha);
+  /// Scores of its rows [first, first + rows) for `count` queries; s begins at `first`.
+  void scores(int first, int rows, int count, const float* q_t, float* s);
+  /// Of queries from `query` on.
+  void outputs(int first, int rows, int query, int count, const float* p, const float* alpha);
   /// Outputs to [columns][lanes].
-  void finish(float* o_t) const;
+  void finish(int query, int count, float* o_t) const;
 
  private:
   int find_rows(std::int64_t j0, const std::byte** to) const;

@@ -113,7 +113,7 @@ Explanation describe_forward(const Setup& setup, std::int64_t splits, std::int64
       elements_of(s, setup.bounds, s.dqk, s.dqk + s.dv) * static_cast<double>(size_of(s.dtype)) +
       elements_of(s, setup.bounds, s.dv, 0) * static_cast<double>(size_of(s.out_dtype));
   const char* packed = setup.packed ? ", the heads of a group packed into lanes" : "";
-  if (setup.decode && setup.max_rows() <= setup.decode_most) {
+  if (setup.decodes(setup.max_rows(), setup.bounds.max_k_len)) {
     e.tiles = fmt::format(
         "decode: up to {} queries x {} keys, K and V read where they lie, products of {}{}",
         setup.decode_most,

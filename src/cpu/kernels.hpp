@@ -27,8 +27,9 @@ inline constexpr int block_edge = 8;  // packed keys and values lie in blocks of
 /// From the word at (row, column) of packed rows to that at (row, column + 8). A column of blocks
 /// is one block longer than a tile, so that columns do not share the same sets of the cache.
 inline constexpr int block_column = (key_block / block_edge + 1) * block_edge * block_edge;
-inline constexpr int decode_rows = 16;     // queries of the decode tile at most
-inline constexpr int decode_columns = 64;  // columns of K that it transposes at once
+inline constexpr int decode_rows = 16;         // rows of scores of the decode tile at most
+inline constexpr int decode_columns = 64;      // columns of K that it transposes at once
+inline constexpr int matrix_decode_rows = 64;  // queries of that tile on tile registers at most
 constexpr int whole_blocks(int n) { return (n + block_edge - 1) / block_edge * block_edge; }
 
 /// Byte-code without containers: what the interpreter of an ISA may touch.
@@ -142,10 +143,12 @@ struct Ahead {
   int spent = 0;                                  // weight of the work done
 };
 
-/// The products of a tile of up to decode_rows queries. K and V are rows of any dtype where the
-/// caller has them. Bits are those of Products::f32.
+/// The products of a tile of few queries, of one sub-block or of two that follow each other. K and
+/// V are rows of any dtype where the caller has them. Bits are those of Products.
 struct DecodeProducts {
-  /// s[row][lane] as Products, rows rounded up to the width. `kt` is [decode_columns][key_block].
+  /// s[row][lane] as Products, rows rounded up to the width. `kt` is
+  /// [2][decode_columns][key_block]. A second sub-block's s lies key_block rows after the first
+  /// one's, its q_t right behind.
   void (*scores)(const std::byte* const* k,
                  DType dtype,
                  int first,
@@ -158,7 +161,8 @@ struct DecodeProducts {
                  float* s,
                  Ahead& ahead);
   /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
-  /// p[row][query]). Columns are in an order of their own, `o_stride` is a multiple of two widths.
+  /// p[row][query]), p of words as Products has them and laid out like s. Columns are in an order
+  /// of their own, `o_stride` is a multiple of two widths.
   void (*outputs)(const std::byte* const* v,
                   DType dtype,
                   int first,
@@ -225,7 +229,7 @@ using Softmax =
 /// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
 struct Dots {
   Products bf16;
-  const DecodeProducts* decode;  // of up to `width` queries; null for none
+  const DecodeProducts* decode;  // of up to matrix_decode_rows queries; null for none
   const Quantised* quantised;    // of head dims that are multiples of 64; null for none
   /// What a thread owes the products before the first and after the last; null for nothing.
   void (*open)();

@@ -88,7 +88,7 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
     quantised =
         dots && dots->quantised && spec.dqk % 64 == 0 ? dots->quantised : &kernels->quantised;
   if (spec.op == Operation::forward && !quantised) decode = dots ? dots->decode : &kernels->decode;
-  decode_most = dots ? kernels->width : kernels->width / 2;
+  decode_most = dots ? matrix_decode_rows : kernels->width / 2;
   // Packed lanes are no row of queries, of which a word would hold a stretch.
   if (!packed && !band) columns = expr::column_tree(*spec.mask);
   mask = flatten(*spec.mask, {.diagonals = !packed}, leaves_of(columns));

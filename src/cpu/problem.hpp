@@ -44,6 +44,12 @@ struct Setup {
   /// Rows of one packed or plain head that fill lanes.
   std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }
   std::int64_t tiles(std::int64_t rows) const { return (rows + tile - 1) / tile; }
+  /// Do rows that are a macro-tile of their own take the decode tile? It keeps O in rows; more than
+  /// a vector of them must meet some keys for that to pay. Bits are the same either way.
+  bool decodes(std::int64_t rows, std::int64_t keys) const {
+    return decode && rows <= decode_most &&
+           (rows <= kernels->width || keys * (spec.dqk + spec.dv) >= 1 << 16);
+  }
 
  private:
   void choose_tiles(bool may_slide);

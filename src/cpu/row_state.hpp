@@ -34,7 +34,7 @@ class RowState {
   /// asked for: a core waits for few lines at once, and products need some of these.
   template <class F, class G>
   void absorb(const Run& run, ScoreTiles& tiles, F&& ask, G&& clear) const {
-    alignas(64) float alpha[max_lanes];
+    alignas(64) float alpha[2 * max_lanes];
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
@@ -42,7 +42,14 @@ class RowState {
       float* p = tiles.scores(sub);
       ask();
       const auto softmax = tiles.pairs_weights() ? run.setup.dots->softmax : run.kernels.softmax;
-      softmax(p, range.size(), run.factor, run.slack, m(sub), l(sub), alpha, tiles.vectors(sub));
+      softmax(p,
+              range.size(),
+              run.factor,
+              run.slack,
+              m(sub),
+              l(sub),
+              alpha + sub % 2 * lanes_,
+              tiles.vectors(sub));
       if (run.spec.dropout) tiles.drop(sub, p);
       clear();
       tiles.accumulate_values(sub, p, alpha, begun_[sub], o(sub));
@@ -57,7 +64,7 @@ class RowState {
       if (ended_[sub] || !(all || tiles.done(sub))) continue;
       ended_[sub] = true;
       if (!begun_[sub]) std::fill_n(o(sub), o_size_, 0.0f);
-      tiles.finish_values(o_);
+      tiles.finish_values(sub, o(sub));
       use(sub);
     }
   }

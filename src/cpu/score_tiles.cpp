@@ -266,8 +266,9 @@ bool ScoreTiles::next_is_needed() const {
 }
 
 bool ScoreTiles::two_at_once(int sub) const {
-  if (sub % 2 == 1 || sub + 1 >= subs_ || vectors(sub + 1) == 1 || decode_.used() ||
-      run_.setup.quantised || !run_.setup.products().scores_of_two)
+  if (sub % 2 == 1 || sub + 1 >= subs_) return false;
+  if (!decode_.used() &&
+      (vectors(sub + 1) == 1 || run_.setup.quantised || !run_.setup.products().scores_of_two))
     return false;
   const RowRange &one = memory_.ranges[sub], &other = memory_.ranges[sub + 1];
   return one.begin == other.begin && one.end == other.end;
@@ -277,9 +278,12 @@ void ScoreTiles::multiply(int sub) {
   const RowRange& range = memory_.ranges[sub];
   float* s = tile(sub) + range.begin * kernels_.lanes;
   pack_queries(sub);
-  if (two_at_once(sub)) pack_queries(sub + 1);
+  if (two_at_once(sub)) {
+    pack_queries(sub + 1);
+    made_ = sub + 1;
+  }
   if (decode_.used())
-    decode_.scores(range.begin, range.size(), q_t(sub), s);
+    decode_.scores(range.begin, range.size(), queries_at_once(sub), q_t(sub), s);
   else if (run_.setup.quantised)
     run_.setup.quantised->scores(memory_.k_blocks,
                                  memory_.k_factor,
@@ -292,7 +296,7 @@ void ScoreTiles::multiply(int sub) {
                                  memory_.q_offset + std::int64_t{sub} * kernels_.lanes,
                                  s,
                                  vectors(sub));
-  else if (two_at_once(sub)) {
+  else if (two_at_once(sub))
     run_.setup.products().scores_of_two(memory_.k_blocks,
                                         range.begin,
                                         range.size(),
@@ -302,8 +306,7 @@ void ScoreTiles::multiply(int sub) {
                                         run_.score_scale,
                                         s,
                                         tile(sub + 1) - tile(sub));
-    made_ = sub + 1;
-  } else
+  else
     run_.setup.products().scores(memory_.k_blocks,
                                  range.begin,
                                  range.size(),
@@ -347,17 +350,30 @@ float* ScoreTiles::scores(int sub, float* raw) {
 
 void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t) {
   const RowRange& range = memory_.ranges[sub];
-  if (decode_.used()) return decode_.outputs(range.begin, range.size(), p, alpha);
+  const int lanes = kernels_.lanes;
   int first = range.begin, rows = range.size();
+  if (run_.setup.dots && !pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
+  if (decode_.used()) {
+    if (two_at_once(sub)) return;  // with the next one's
+    const int from = sub > 0 && two_at_once(sub - 1) ? sub - 1 : sub;
+    p -= tile(sub) - tile(from);
+    alpha += from % 2 * lanes;
+    return decode_.outputs(first, rows, from * lanes, queries_at_once(from), p, alpha);
+  }
   if (run_.setup.dots) {
-    if (!pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
     first /= 2;
     rows = (rows + 1) / 2;
   } else if (run_.setup.bf16_values) {
-    kernels_.round_bf16(p, std::int64_t{rows} * kernels_.lanes);
+    kernels_.round_bf16(p, std::int64_t{rows} * lanes);
   }
-  run_.setup.products().accumulate(
-      memory_.v_blocks, first, rows, run_.spec.dv, p, begun ? alpha : nullptr, o_t, vectors(sub));
+  run_.setup.products().accumulate(memory_.v_blocks,
+                                   first,
+                                   rows,
+                                   run_.spec.dv,
+                                   p,
+                                   begun ? alpha + sub % 2 * lanes : nullptr,
+                                   o_t,
+                                   vectors(sub));
 }
 
 void ScoreTiles::drop(int sub, float* p) const {

@@ -92,10 +92,11 @@ class ScoreTiles {
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
   float* scores(int sub, float* raw = nullptr);
-  /// Does the softmax leave weights in pairs? Dropout and the decode tile want them in rows.
-  bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout && !decode_.used(); }
+  /// Does the softmax leave weights in pairs? Dropout wants them in rows.
+  bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout; }
   /// o_t = alpha * o_t + V^T P over the range of a sub-block, V^T P alone unless `begun`; `p`
-  /// begins at its first row and is rounded as the products want it.
+  /// begins at its first row and is rounded as the products want it. `alpha` is of all sub-blocks
+  /// [sub % 2][lanes]: the decode tile makes two at once, when it meets the second.
   void accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t);
   /// Where scores() leaves its tiles from now on: that of a sub-block in slot `sub % slots` of
   /// [slots][key_block][lanes].
@@ -106,9 +107,13 @@ class ScoreTiles {
   /// Does one product serve this sub-block, which is even, and the next? Those made by scores() for
   /// the next one wait in its slot.
   bool two_at_once(int sub) const;
+  /// Queries of a sub-block, and of the next one if a product serves both.
+  int queries_at_once(int sub) const {
+    return lanes_of(sub) + (two_at_once(sub) ? lanes_of(sub + 1) : 0);
+  }
   /// Outputs that the decode tile keeps in rows go to lanes; the last step.
-  void finish_values(float* o_t) const {
-    if (decode_.used()) decode_.finish(o_t);
+  void finish_values(int sub, float* o_t) const {
+    if (decode_.used()) decode_.finish(sub * kernels_.lanes, lanes_of(sub), o_t);
   }
   void drop(int sub, float* p) const;
 

@@ -13,7 +13,8 @@ UNDIVIDED_VEC vf exp2_slope(vf f) {
 UNDIVIDED_VEC vf exp2_of(vf x) {
   // The clamps keep NaN: it is the second operand. 2^-150 rounds to 0 in scale2.
   if constexpr (W < 16) x = min(set1(129.0f), max(set1(-150.0f), x));
-  const vf n = round(x), f = sub(x, n);
+  vf f;
+  const vf n = round(x, f);
   return scale2(fma(exp2_slope(f), f, set1(1.0f)), n);
 }
 

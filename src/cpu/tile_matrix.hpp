@@ -111,10 +111,19 @@ struct TileSums {
       _tile_dpbf16ps(c, a, b);          \
   }
   UNDIVIDED_VEC void add(const float* a, const float* a2, const float* b, std::int64_t stride) {
+    add_rows(a, 64, a2, 64, b, stride);
+  }
+  /// The same with rows of A at some distance, in bytes.
+  UNDIVIDED_VEC void add_rows(const void* a,
+                              std::int64_t a_bytes,
+                              const void* a2,
+                              std::int64_t a2_bytes,
+                              const float* b,
+                              std::int64_t stride) {
     const auto bytes = static_cast<std::size_t>(stride) * 4;
     settled(a);
     settled(b);
-    _tile_loadd(4, a, 64);
+    _tile_loadd(4, a, static_cast<std::size_t>(a_bytes));
     _tile_loadd(6, b, bytes);
     UNDIVIDED_TILE_PRODUCT(0, 4, 6)
     if constexpr (N2) {
@@ -122,7 +131,7 @@ struct TileSums {
       UNDIVIDED_TILE_PRODUCT(1, 4, 7)
     }
     if constexpr (R2) {
-      _tile_loadd(5, a2, 64);
+      _tile_loadd(5, a2, static_cast<std::size_t>(a2_bytes));
       UNDIVIDED_TILE_PRODUCT(2, 5, 6)
       if constexpr (N2) UNDIVIDED_TILE_PRODUCT(3, 5, 7)
     }

@@ -26,6 +26,11 @@ UNDIVIDED_VEC vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
 UNDIVIDED_VEC vf round(vf a) {
   return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+UNDIVIDED_VEC vf round(vf a, vf& rest) {
+  const vf whole = round(a);
+  rest = sub(a, whole);
+  return whole;
+}
 
 UNDIVIDED_VEC vi loadi(const std::int32_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

@@ -70,6 +70,11 @@ UNDIVIDED_VEC vf round(vf a) {
     return shifted - magic;
   });
 }
+UNDIVIDED_VEC vf round(vf a, vf& rest) {
+  const vf whole = round(a);
+  rest = sub(a, whole);
+  return whole;
+}
 
 UNDIVIDED_VEC vi loadi(const std::int32_t* p) {
   return each<vi>([&](int i) { return p[i]; });
