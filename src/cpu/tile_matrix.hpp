@@ -111,9 +111,10 @@ struct TileSums {
       _tile_dpbf16ps(c, a, b);          \
   }
   UNDIVIDED_VEC void add(const float* a, const float* a2, const float* b, std::int64_t stride) {
-    add_rows(a, 64, a2, 64, b, stride);
+    add_rows<false>(a, 64, a2, 64, b, stride);
   }
-  /// The same with rows of A at some distance, in bytes.
+  /// The same with rows of A at some distance, in bytes; `once`: which no cache need keep.
+  template <bool once>
   UNDIVIDED_VEC void add_rows(const void* a,
                               std::int64_t a_bytes,
                               const void* a2,
@@ -123,7 +124,10 @@ struct TileSums {
     const auto bytes = static_cast<std::size_t>(stride) * 4;
     settled(a);
     settled(b);
-    _tile_loadd(4, a, static_cast<std::size_t>(a_bytes));
+    if constexpr (once)
+      _tile_stream_loadd(4, a, static_cast<std::size_t>(a_bytes));
+    else
+      _tile_loadd(4, a, static_cast<std::size_t>(a_bytes));
     _tile_loadd(6, b, bytes);
     UNDIVIDED_TILE_PRODUCT(0, 4, 6)
     if constexpr (N2) {

@@ -38,7 +38,8 @@ static __attribute__((noinline)) void matrix_decode_scores_part(
   using Sums = TileSums<R2, N2>;
   Sums::clear();
   for (int w = 0; w < words; w += edge) {
-    Sums::add_rows(k.at + 4 * w, k.stride, k2.at + 4 * w, k2.stride, q_t + w * lanes, lanes);
+    Sums::template add_rows<!R2>(
+        k.at + 4 * w, k.stride, k2.at + 4 * w, k2.stride, q_t + w * lanes, lanes);
     ask(ahead, 4);
   }
   if (R2 || rows >= edge) return Sums::store_to(s, lanes);
@@ -78,9 +79,9 @@ static void matrix_decode_scores(const std::byte* const* k,
   }
   if (scale == 1.0f) return;
   const vf factor = set1(scale);
-  for (int g = 0; g < count; g += lanes)
-    for (int i = 0; i < rows * lanes; i += W) {
-      float* at = s + g * key_block + i;
+  for (int g = 0; g < count; g += W)
+    for (int i = 0; i < rows; ++i) {
+      float* at = s + g / lanes * lanes * key_block + i * lanes + g % lanes;
       store(at, mul(load(at), factor));
     }
 }
