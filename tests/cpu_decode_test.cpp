@@ -62,6 +62,14 @@ TEST_P(CpuDecode, EveryKindOfRowsAndKeys) {
       }
 }
 
+void expect_softcapped(Case c) {
+  c.options.score = softcap(20.0f);
+  c.options.dropout = 0.3;
+  c.options.seed = 5;
+  c.options.max_logit = true;
+  expect_forward(c);
+}
+
 TEST_P(CpuDecode, MasksProgramsSinksAndDropout) {
   std::vector<float> slopes{0.5f, 0.25f, -0.125f, 1.0f};
   for (const Mask& m : {prefix(20),
@@ -75,11 +83,7 @@ TEST_P(CpuDecode, MasksProgramsSinksAndDropout) {
       c.options.align = Align::end;
       c.options.score = alibi(Array(slopes, "slope"));
       expect_forward(c);
-      c.options.score = softcap(20.0f);
-      c.options.dropout = 0.3;
-      c.options.seed = 5;
-      c.options.max_logit = true;
-      expect_forward(c);
+      expect_softcapped(c);
     }
 }
 
@@ -106,11 +110,7 @@ TEST_P(CpuDecode, SeveralQueriesOfAGroup) {
         c.options.align = Align::end;
         c.options.sink = sink;
         expect_forward(c);
-        c.options.score = softcap(20.0f);
-        c.options.dropout = 0.3;
-        c.options.seed = 5;
-        c.options.max_logit = true;
-        expect_forward(c);
+        expect_softcapped(c);
       }
 }
 

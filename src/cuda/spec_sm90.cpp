@@ -25,6 +25,7 @@ std::string wgmma_shared_text(const std::string& name, int n) {
   std::string text;
   for (const bool add : {false, true})
     for (const char* form : {"rows", "columns", "rows_columns"}) {
+      if (!add && form[4] == '_') continue;  // nobody asks for it
       const bool a_columns = form[0] == 'c', b_columns = a_columns || form[4] == '_';
       std::string operands;
       for (int i = 0; i < regs; ++i)

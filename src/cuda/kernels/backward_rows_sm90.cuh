@@ -10,6 +10,11 @@
 
 namespace undivided::cuda {
 
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
+
 /// The query tile of a block. Grid: q_tiles x heads x batch; packed rows: one column of tiles.
 template <class C>
 struct QueryTile90 {

@@ -16,6 +16,7 @@
 #pragma once
 
 #include "kernels/backward_load_sm90.cuh"
+#include "kernels/backward_pairs_sm90.cuh"
 
 namespace undivided::cuda {
 
