@@ -210,6 +210,8 @@ void fill_problem(const Spec& spec, const Bounds& bounds, const Args& a, Params&
     if (spec.mask_plan ? spec.inside == Inside::program : !band.is_band)
       fill_program("mask", a.mask.get(), p.mask);
   }
+  p.reach = static_cast<int>(
+      std::clamp<long long>(p.band_left + p.band_right + 1, 1, std::max(1, p.max_k_len)));
   fill_program("score", a.score.get(), p.score);
 
   if (spec.dropout) {
@@ -298,6 +300,10 @@ void fill_mask_plan(const Args& a, Params& p) {
            plan.heads,
            p.batch,
            p.heads);
+  std::int64_t reach = 0;
+  for (const MaskPlan::Entry& e : plan.entries)
+    reach = std::max(reach, (e.partial + e.full) * MaskPlan::block / std::max(1, e.q_blocks));
+  if (reach > 0) p.reach = to_int(std::min<std::int64_t>(reach, p.reach));
   const MaskPlan::DeviceCopy& d = plan.device;
   p.plan.entries = reinterpret_cast<const PlanEntry*>(d.entries);
   p.plan.entry_of = d.entry_of;

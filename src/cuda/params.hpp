@@ -121,6 +121,7 @@ struct Params {
   // Mask.
   long long band_left, band_right;  // keep iff q - k <= left && k - q <= right; 1 << 40: unbounded
   PlanRef plan;
+  int reach;  // how many keys a query sees, about: what sections of CTAs are sized by
   ProgramRef mask, score;
 
   // Dropout: keep iff word >= threshold.

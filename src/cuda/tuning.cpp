@@ -21,13 +21,13 @@ bool broad(const KernelSpec& k) { return k.dqk > 128 && k.dqk <= 192 && k.dv <= 
 // of sums over a plan is that of its blocks.
 bool wide(const KernelSpec& k) {
   const int d = std::max(k.dqk, k.dv);
-  return (d > 128 && !broad(k)) || (heavy(k) && d <= 64) || (k.mask == MaskKind::plan && k.ordered);
+  return (d > 128 && !broad(k)) || (k.mask == MaskKind::plan && k.ordered);
 }
 
 Sm90Tile backward_tile(const KernelSpec& k) {
   Sm90Tile t;
   // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
-  t.queries = std::max(k.dqk, k.dv) <= 64 && !wide(k) ? 128 : 64;
+  t.queries = std::max(k.dqk, k.dv) <= 64 && !wide(k) && !heavy(k) ? 128 : 64;
   if (wide(k)) t.keys = 64;
   // The loader spills a little with what is left; a consumer that spills costs more: d 64, 8192
   // tokens, full: 507 so, 494 with 40 and 232. d 128 with 56 and 224: 567 for 588.
@@ -158,8 +158,8 @@ int sm90_section(const KernelSpec& k, const Params& p) {
     // than 4 or more than 16 pairs gave nothing. 16384 tokens, causal / full, against sections
     // of 32 MB of keys and values alone: 512 of d 64 1.07 / 1.11, d 128 1.14 / 1.02, d 256 1.17 /
     // 1.03; 2048 of d 64 1.12 / 1.05; else within 2 %.
-    const long long length = std::max({1, p.max_q_len, p.max_k_len});
-    const long long bytes = length * (4LL * (k.dqk + k.dv) + 4LL * k.dqk);
+    const long long queries = p.reach + std::max(0, p.max_q_len - p.max_k_len);  // that see a key
+    const long long bytes = std::max(1LL, queries) * (4LL * (k.dqk + k.dv) + 4LL * k.dqk);
     const int pairs = std::max(1, p.kv_heads * (k.kv == KvKind::ragged ? 1 : p.batch));
     return std::clamp(static_cast<int>(std::clamp<long long>((32 << 20) / bytes, 4, 16)), 1, pairs);
   }
@@ -168,7 +168,7 @@ int sm90_section(const KernelSpec& k, const Params& p) {
             pairs = std::max(1, p.kv_heads * group * batch);
   if (k.mask == MaskKind::full) return 1;  // query tiles of a head side by side
   constexpr long long l2_share = 32 << 20;
-  const long long bytes = std::max(1, p.max_k_len) * 2LL * (k.dqk + k.dv);
+  const long long bytes = std::max(1, p.reach) * 2LL * (k.dqk + k.dv);
   long long heads = 1;
   while (heads * 2 * bytes <= l2_share && heads < pairs) heads *= 2;
   return static_cast<int>(std::min<long long>(heads * group, pairs));

@@ -387,11 +387,13 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
       if (producer.lead) {
         Task90::of<C>(p, s, work, tiles, again).write(slot);
         mbarrier_arrive(full);
+      }
+      if (tiles.valid()) producer.tile(work, s, tiles);
+      // Drawn with its loads under way and no sooner: who holds a long tile keeps it from the idle.
+      if (producer.lead)
         next = again              ? at
                : schedule.counter ? atomicAdd(schedule.counter, 1) + gridDim.x
                                   : schedule.tiles;
-      }
-      if (tiles.valid()) producer.tile(work, s, tiles);
       at = __shfl_sync(0xffffffffu, next, 0);
     }
   } else {
