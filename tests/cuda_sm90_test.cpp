@@ -382,14 +382,15 @@ TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
                   90,
                   Compile::allowed);
     // The consumers of the backward take all registers but 24 to 40 a thread of the loader, which
-    // spills scalars, most of them where it walks a plan.
+    // spills scalars, most of them where it walks a plan. At d 64 consumers spill too: 128 queries
+    // with a program are still 1.2 to 1.3 times as fast as 64.
     const bool loader = spec.kind == KernelKind::backward;
     const bool tight = loader && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
                                   spec.mask == MaskKind::plan);
     const bool captured = spec.capture != Capture::none;  // and indices of elements
-    EXPECT_LE(k.report.spill_bytes, captured ? 1664 : tight ? 768 : loader ? 96 : 0) << k.name;
+    EXPECT_LE(k.report.spill_bytes, captured ? 2112 : tight ? 896 : loader ? 96 : 0) << k.name;
     // 28 KB of first-level cache are left for the stacks of 256 threads.
-    EXPECT_LE(k.report.stack_bytes, captured ? 256 : tight ? 160 : loader ? 64 : 0) << k.name;
+    EXPECT_LE(k.report.stack_bytes, captured ? 288 : tight ? 192 : loader ? 64 : 0) << k.name;
   });
 }
 

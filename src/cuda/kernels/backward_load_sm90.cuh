@@ -18,6 +18,11 @@ struct BackwardScheduler90 {
   bool lead;
   Ring<1> orders;
 
+  /// All heads of a group meet a query tile before the next one: CTAs of shorter walks stay beside
+  /// the others, and what they read stays in L2. A plan has other tiles for each head, and captured
+  /// sums are those of a head.
+  static constexpr bool heads_inside = !QueryTiles<C>::planned && C::capture == Capture::none;
+
   /// Tells the producer of the tile at hand of query head h. `step` goes to the next one and says
   /// whether there is one.
   template <class Step>
@@ -118,6 +123,14 @@ struct BackwardScheduler90 {
 #pragma unroll 1
       for (bool first = true; any; first = false)
         order(slot, first, h, tiles, [&] {
+          if constexpr (heads_inside) {
+            ++h;
+            if (--left > 0) return true;
+            h -= p.group;
+            left = p.group;
+            tiles.next();
+            return any = tiles.valid();
+          }
           tiles.next();
           any = tiles.valid();
           if (any || --left == 0) return any;

@@ -132,12 +132,14 @@ __device__ inline int dq_tile(const Params& p, const Sequence& s, int b, int h, 
     return (b * p.heads + h) * p.q_tiles + tile;
 }
 
-/// The query tiles that the keys of a CTA visit: ascending; descending when dQ is added in a fixed
-/// order, which is that of keys: then CTAs follow each other through the tiles, under a causal mask
-/// too, and none waits for one that starts later.
+/// The query tiles that the keys of a CTA visit: ascending; descending under a band, so that with a
+/// causal mask CTAs of all keys begin at the same queries and share them in L2; and when dQ is
+/// added in a fixed order, which is that of keys: then CTAs follow each other through the tiles,
+/// and none waits for one that starts later.
 template <class C>
 struct QueryTiles {
-  static constexpr bool planned = C::mask == MaskKind::plan, down = C::ordered;
+  static constexpr bool planned = C::mask == MaskKind::plan;
+  static constexpr bool down = C::ordered || C::mask == MaskKind::band;
   static constexpr int per = C::m / 64;  // of a plan: blocks of a tile
   static constexpr int key_blocks = C::n / 64;
 
