@@ -51,6 +51,16 @@ TEST_F(CudaRun, AnUnboundedBandHasFarBounds) {
   EXPECT_EQ(launched(0).params.band_right, 0);
 }
 
+TEST_F(CudaRun, AQueryReachesTheWidthOfItsWindowOrAllKeys) {
+  const std::pair<Mask, int> cases[] = {
+      {causal(), 300}, {causal() && window(40), 41}, {causal() && window(4000), 300}};
+  for (std::size_t i = 0; i < std::size(cases); ++i) {
+    const Problem p = problem({.mask = cases[i].first});
+    prepared(p)->run(p.args, nullptr, {});
+    EXPECT_EQ(launched(i).params.reach, cases[i].second) << cases[i].first.text();
+  }
+}
+
 TEST_F(CudaRun, ADecodeIsPackedAndSplit) {
   const Problem p = problem({}, 1, 8192);
   const auto plan = prepared(p);

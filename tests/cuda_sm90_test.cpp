@@ -388,9 +388,15 @@ TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
     const bool tight = loader && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
                                   spec.mask == MaskKind::plan);
     const bool captured = spec.capture != Capture::none;  // and indices of elements
-    EXPECT_LE(k.report.spill_bytes, captured ? 2112 : tight ? 896 : loader ? 96 : 0) << k.name;
+    const bool tall = spec.tile_m() == 128;
+    const int spills = captured ? (tall ? 2112 : 1664)
+                       : tight  ? (tall ? 896 : 768)
+                       : loader ? 96
+                                : 0;
+    EXPECT_LE(k.report.spill_bytes, spills) << k.name;
     // 28 KB of first-level cache are left for the stacks of 256 threads.
-    EXPECT_LE(k.report.stack_bytes, captured ? 288 : tight ? 192 : loader ? 64 : 0) << k.name;
+    const int stack = captured ? (tall ? 288 : 256) : tight ? (tall ? 192 : 160) : loader ? 64 : 0;
+    EXPECT_LE(k.report.stack_bytes, stack) << k.name;
   });
 }
 

@@ -71,6 +71,8 @@ class MaskPlan {
     const Run* runs = nullptr;
     const std::int32_t* tile_ids = nullptr;
     const Tile* tiles_by_query = nullptr;
+    std::int64_t reach =
+        0;  ///< keys that a query of the densest entry meets in the mean, by blocks; 0: not known
     std::shared_ptr<void> owner;
   };
   DeviceCopy device;

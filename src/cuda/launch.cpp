@@ -300,11 +300,8 @@ void fill_mask_plan(const Args& a, Params& p) {
            plan.heads,
            p.batch,
            p.heads);
-  std::int64_t reach = 0;
-  for (const MaskPlan::Entry& e : plan.entries)
-    reach = std::max(reach, (e.partial + e.full) * MaskPlan::block / std::max(1, e.q_blocks));
-  if (reach > 0) p.reach = to_int(std::min<std::int64_t>(reach, p.reach));
   const MaskPlan::DeviceCopy& d = plan.device;
+  if (d.reach > 0) p.reach = to_int(std::min<std::int64_t>(d.reach, p.reach));
   p.plan.entries = reinterpret_cast<const PlanEntry*>(d.entries);
   p.plan.entry_of = d.entry_of;
   p.plan.run_offsets = d.run_offsets;

@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/driver.hpp"
@@ -235,6 +236,9 @@ void upload_mask_plan(MaskPlan& plan, Device device, void* stream) {
   place(plan.device.runs, parts[3]);
   place(plan.device.tile_ids, parts[4]);
   place(plan.device.tiles_by_query, parts[5]);
+  for (const MaskPlan::Entry& e : plan.entries)
+    plan.device.reach = std::max(plan.device.reach,
+                                 (e.partial + e.full) * MaskPlan::block / std::max(1, e.q_blocks));
   plan.device.owner = copy.owner;
 }
 
