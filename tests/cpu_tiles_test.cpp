@@ -307,7 +307,7 @@ TEST_P(CpuTiles, ConversionsRoundOnceToNearestEven) {
                        t,
                        static_cast<int>(x.size()),
                        reinterpret_cast<std::byte*>(out.data()),
-                       false);
+                       cpu::Write::over);
     std::vector<float> back(x.size());
     kernels_.copy_rows(reinterpret_cast<std::byte*>(out.data()),
                        0,

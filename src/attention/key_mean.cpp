@@ -40,7 +40,7 @@ Tensor key_mean(const Kv& kv, const Context& context) {
                         DType::f32,
                         columns,
                         reinterpret_cast<std::byte*>(sum),
-                        on);
+                        on ? cpu::Write::add : cpu::Write::over);
     };
     for (std::int64_t j = 0; j < s.k_len;) {
       const KeyRun run = key_run(p.spec, p.args.kv, p.args.kv.k, s, i / heads, i % heads, j);

@@ -199,7 +199,7 @@ struct Backward::Call {
     const Spec& spec = run.spec;
     const Args& args = run.args;
     const Sequence s = sequence(spec, args, b, h);
-    Gaps(run.kernels, args.dq, b, h, s.q_rows, s.q_len, 0, s.q_len).clear_rest();
+    if (s.q_len == 0) Gaps(run.kernels, args.dq, b, h, s.q_rows, 0, 0, 0).clear_rest();
     float x[512], y[512];
     for (std::int64_t i = 0; i < s.q_len; ++i) {
       if (s.q_rows && i + rows_ahead < s.q_len)
@@ -263,19 +263,23 @@ struct Backward::Call {
   void add_parts(std::int64_t b, std::int64_t h, std::int64_t tile) const {
     const FlushToZero flush;
     const Sequence s = sequence(run.spec, run.args, b, h);
-    const std::int64_t d = padded(plan.setup_, run.spec.dqk), size = run.tile;
+    const std::int64_t d = padded(plan.setup_, run.spec.dqk), idle = run.idle_lanes(s);
     float sum[512];
-    for (std::int64_t i = tile * size; i < std::min(s.q_len, (tile + 1) * size); ++i) {
+    const auto [first, end] = run.rows_of_tile(s, tile);
+    if (first >= end) return;
+    Gaps gaps(run.kernels, run.args.dq, b, h, s.q_rows, s.q_len, first, end);
+    for (std::int64_t i = first; i < end; ++i) {
       bool some = false;
+      gaps.clear_next();
       for (std::int64_t c = 0; c * chunk_keys < s.k_len; ++c) {
         const DqPart from = part(s, b, h, c);
-        if (!from.used[i / run.kernels.lanes]) continue;
+        if (!from.used[(i + idle) / run.kernels.lanes]) continue;
         run.kernels.store_row(from.rows + i * d,
                               1.0f,
                               DType::f32,
                               run.spec.dqk,
                               reinterpret_cast<std::byte*>(sum),
-                              some);
+                              some ? Write::add : Write::over);
         some = true;
       }
       if (!some) std::fill_n(sum, d, 0.0f);
@@ -284,8 +288,9 @@ struct Backward::Call {
                             run.args.dq.dtype,
                             run.spec.dqk,
                             row_address(run.spec, run.args.dq, s, b, h, i),
-                            false);
+                            row_write(run.spec));
     }
+    gaps.clear_rest();
   }
 
   /// dK and dV of keys [k0, k1) of a KV head, from all queries of its group; dQ too in one pass.
@@ -298,10 +303,7 @@ struct Backward::Call {
     const Spec& spec = run.spec;
     const Sequence s = sequence(spec, run.args, b, kv_head * spec.group);
     const std::int64_t k1 = std::min(s.k_len, k0 + buffer_keys);
-    if (k0 == 0)
-      for (const View* to : {&run.args.dk, &run.args.dv})
-        Gaps(run.kernels, *to, b, kv_head, s.k_rows, s.k_len, 0, s.k_len).clear_rest();
-    if (k0 >= k1 && !(one_pass && k0 == 0)) return;
+    if (k0 >= k1 && k0 > 0) return;
     const SweepMemory m = memory(id);
     const std::int64_t dqk = padded(plan.setup_, spec.dqk), dv = padded(plan.setup_, spec.dv);
     std::fill_n(m.dk, (k1 - k0) * dqk, 0.0f);
@@ -328,14 +330,16 @@ struct Backward::Call {
           const auto rows_at = [&](std::int64_t j) {
             return key_run(spec, run.args.kv, to, s, b, kv_head, j);
           };
+          const Write how = add ? Write::add : row_write(spec);
+          Gaps gaps(run.kernels, to, b, kv_head, s.k_rows, s.k_len, k0, k1);
           for (std::int64_t j = k0; j < k1;) {
-            if (s.k_rows && j + rows_ahead < k1)
-              ask_row(rows_at(j + rows_ahead).data, row_bytes(to));
+            gaps.clear_next();
             const KeyRun rows = rows_at(j);
             const std::int64_t end = std::min(k1, j + rows.count);
             for (std::byte* at = rows.data; j < end; ++j, at += rows.stride)
-              run.kernels.store_row(from + (j - k0) * stride, factor, to.dtype, d, at, add);
+              run.kernels.store_row(from + (j - k0) * stride, factor, to.dtype, d, at, how);
           }
+          gaps.clear_rest();
         };
     if (spec.want_dk) store(run.args.dk, m.dk, dqk, spec.dqk, static_cast<float>(run.args.scale));
     if (spec.want_dv) store(run.args.dv, m.dv, dv, spec.dv, 1.0f);

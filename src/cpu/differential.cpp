@@ -101,7 +101,8 @@ class Call {
       rows[lane] =
           row_address(run.spec, run.args.o, tiles.sequence(), tiles.batch(), tiles.head(), token);
     }
-    run.kernels.unpack(state.o(sub), factor, tiles.lanes_of(sub), DType::f32, run.spec.dv, rows);
+    run.kernels.unpack(
+        state.o(sub), factor, tiles.lanes_of(sub), DType::f32, run.spec.dv, rows, Write::over);
   }
 
   const Branches& branches_;

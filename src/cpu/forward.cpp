@@ -143,8 +143,13 @@ class Call {
                    args.o.stride[spec.rows == RowKind::ragged ? 0 : 2] * size,
                    end - first,
                    spec.dv * size);
-      for (std::int64_t i = first; lse_ && i < end; ++i)
-        *row_scalar(spec, lse_, s, b, h, i) = -infinity;
+      if (!lse_) return;
+      float* lse = row_scalar(spec, lse_, s, b, h, first);
+      const std::int64_t step = lse_.step(-1);
+      if (step == 1)
+        std::fill_n(lse, end - first, -infinity);
+      else
+        for (std::int64_t i = first; i < end; ++i, lse += step) *lse = -infinity;
     });
     if (args.max_logit)
       for (std::int64_t b = 0; b < run_.batch; ++b)
@@ -161,9 +166,9 @@ class Call {
             std::int64_t split_keys,
             int id) const {
     const Sequence s = sequence(run_.spec, run_.args, b, head);
-    const std::int64_t first = index * run_.tile, rows = run_.rows_of(s);
-    if (first >= rows) return;
-    const int count = static_cast<int>(std::min<std::int64_t>(run_.tile, rows - first));
+    const auto [first, past] = run_.rows_of_tile(s, index);
+    if (first >= past) return;
+    const int count = static_cast<int>(past - first);
     const Worker w = worker(id);
     ScoreTiles tiles(run_, w.tiles);
     tiles.begin(s, b, head, first, count);
@@ -183,12 +188,15 @@ class Call {
                  key_block;
       gaps.spread(steps);
     }
-    int asked = 0;  // rows of O, whose lines come while the last products of their row are made
+    // Lines of O come while the last products of their row are made, unless they go past the
+    // caches.
+    const bool asks = splits == 1 && run_.args.o && row_write(run_.spec) != Write::past;
+    int asked = 0;
     for (std::int64_t j = low; j < high; j += key_block) {
       if (!tiles.visit(j)) continue;
       tiles.load_keys();
       tiles.load_values();
-      const int ending = splits == 1 && run_.args.o ? tiles.ending(asked) : 0;
+      const int ending = asks ? tiles.ending(asked) : 0;
       const int share = (ending - asked + tiles.met() - 1) / tiles.met();
       const auto ask = [&] {
         const int from = asked;
@@ -230,7 +238,7 @@ class Call {
                          run_.args.o.dtype,
                          run_.spec.dv,
                          row_address(run_.spec, run_.args.o, s, b, h, token),
-                         false);
+                         Write::over);
     }
   }
 
@@ -312,8 +320,13 @@ class Call {
         rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }
     if (run_.args.o)
-      kernels_.unpack(
-          w.rows.o(sub), factor, tiles.lanes_of(sub), run_.args.o.dtype, run_.spec.dv, rows);
+      kernels_.unpack(w.rows.o(sub),
+                      factor,
+                      tiles.lanes_of(sub),
+                      run_.args.o.dtype,
+                      run_.spec.dv,
+                      rows,
+                      row_write(run_.spec));
   }
 
   void keep_part(const ScoreTiles& tiles,
@@ -331,7 +344,8 @@ class Call {
       parts_.m[at] = w.rows.m(sub)[lane];
       parts_.l[at] = w.rows.l(sub)[lane];
     }
-    kernels_.unpack(w.rows.o(sub), one, tiles.lanes_of(sub), DType::f32, run_.spec.dv, rows);
+    kernels_.unpack(
+        w.rows.o(sub), one, tiles.lanes_of(sub), DType::f32, run_.spec.dv, rows, Write::over);
   }
 
   const Run& run_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows that no list names become 0.
+// Rows by lists, as they are written: those that no list names become 0.
 #pragma once
 
 #include <algorithm>
@@ -8,6 +8,9 @@
 #include "cpu/problem.hpp"
 
 namespace undivided::cpu {
+
+/// Rows of lists lie apart, so that the lines of each would be read before they are written.
+inline Write row_write(const Spec& spec) { return spec.listed ? Write::past : Write::over; }
 
 /// Rows of a head of O or of a gradient, between rows of a list that leaves some out and therefore
 /// ascends. Their lines go past the caches, some at a time if there is work to hide them.
@@ -24,7 +27,9 @@ class Gaps {
        std::int64_t n,
        std::int64_t begin,
        std::int64_t end) {
-    if (!v || !list || n == v.size(2)) return;
+    if (!v || !list) return;
+    fence_ = true;
+    if (n == v.size(2)) return;
     const auto size = static_cast<std::int64_t>(size_of(v.dtype));
     clear_ = kernels.clear;
     first_ = static_cast<std::byte*>(v.at({b, h, 0, 0}));
@@ -35,12 +40,17 @@ class Gaps {
     at_ = begin == 0 ? 0 : list[begin - 1] + 1;
     end_ = end == n ? v.size(2) : list[end - 1] + 1;
   }
-  /// In how many parts.
+  /// In how many parts they are cleared.
   void spread(std::int64_t steps) { share_ = (end_ - at_ + steps - 1) / steps; }
   void clear_some() { clear(std::min(end_, at_ + share_)); }
+  /// Those up to the next row of the list, which is to be written now: one stream of lines.
+  void clear_next() {
+    if (at_ < end_) clear(at_ + 1);
+  }
+  /// The last, and the fence for all that went past the caches, rows of the list too.
   void clear_rest() {
     clear(end_);
-    if (clear_) std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (fence_) std::atomic_thread_fence(std::memory_order_seq_cst);
   }
 
  private:
@@ -55,6 +65,7 @@ class Gaps {
     }
   }
   void (*clear_)(std::byte*, std::int64_t) = nullptr;
+  bool fence_ = false;
   std::byte* first_ = nullptr;
   std::int64_t bytes_ = 0, step_ = 0, at_ = 0, end_ = 0, share_ = 0;
   const std::int32_t *listed_ = nullptr, *last_ = nullptr;  // rows not yet passed

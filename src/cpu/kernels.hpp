@@ -32,6 +32,10 @@ inline constexpr int decode_columns = 64;      // columns of K that it transpose
 inline constexpr int matrix_decode_rows = 64;  // queries of that tile on tile registers at most
 constexpr int whole_blocks(int n) { return (n + block_edge - 1) / block_edge * block_edge; }
 
+/// How rows are written: over what is there; added to it, of float32 alone; or, of float32, past
+/// the caches, which saves reading their lines first: a fence must follow before others read.
+enum class Write : std::uint8_t { over, add, past };
+
 /// Byte-code without containers: what the interpreter of an ISA may touch.
 struct Instruction {
   expr::Op op{};
@@ -280,16 +284,18 @@ struct Kernels {
   void (*pack_words)(const std::byte* const* rows, int count, int bytes, float* to);
   /// `count` rows of any dtype to float32 blocks, columns zero-filled.
   void (*pack_blocks)(const std::byte* const* rows, int count, DType dtype, int columns, float* to);
-  /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros.
+  /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros. Not
+  /// Write::add.
   void (*unpack)(const float* from,
                  const float* factor,
                  int count,
                  DType dtype,
                  int columns,
-                 std::byte* const* rows);
-  /// columns of one float32 row, times `factor`, in any dtype; `add` accumulates (float32 only).
+                 std::byte* const* rows,
+                 Write how);
+  /// columns of one float32 row, times `factor`, in any dtype.
   void (*store_row)(
-      const float* from, float factor, DType dtype, int columns, std::byte* to, bool add);
+      const float* from, float factor, DType dtype, int columns, std::byte* to, Write how);
 
   // --- tiles ---
   Products f32;

@@ -82,7 +82,7 @@ class Merge final : public Prepared {
     add(args.a_o, x);
     add(args.b_o, y);
     kernels_->store_row(
-        sum, 1.0f, args.o.dtype, spec_.dv, row_address(spec_, args.o, s, b, h, i), false);
+        sum, 1.0f, args.o.dtype, spec_.dv, row_address(spec_, args.o, s, b, h, i), Write::over);
   }
 
   Spec spec_;

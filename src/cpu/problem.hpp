@@ -93,6 +93,20 @@ struct Run {
   std::int64_t rows_of(const Sequence& s) const {
     return s.q_len * (setup.packed ? spec.group : 1);
   }
+  /// Lanes of the first sub-block that stay idle before row 0. Under an order the first rows of a
+  /// list meet few keys and the last ones most, so it is there that a sub-block had better be
+  /// short.
+  int idle_lanes(const Sequence& s) const {
+    const bool many = s.q_rows && tile > 64 && s.q_len > 64;
+    return many ? static_cast<int>((kernels.lanes - s.q_len % kernels.lanes) % kernels.lanes) : 0;
+  }
+  struct TileRows {
+    std::int64_t first, end;  // end <= first: there are none
+  };
+  TileRows rows_of_tile(const Sequence& s, std::int64_t index) const {
+    const std::int64_t first = index * tile - idle_lanes(s);
+    return {std::max<std::int64_t>(0, first), std::min(rows_of(s), first + tile)};
+  }
   std::int64_t token_of(std::int64_t row) const { return setup.packed ? row / spec.group : row; }
   std::int64_t head_of(std::int64_t head, std::int64_t row) const {
     return setup.packed ? head * spec.group + row % spec.group : head;

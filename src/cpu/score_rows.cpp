@@ -106,7 +106,7 @@ void ScoreTiles::pack_by_rows(const std::byte* const* rows, int d, float* to) co
     for (int r = 0; r < rows_; ++r, at += 2 * std::int64_t{d}) {
       float wide[max_dim];
       kernels_.copy_rows(rows[r], 0, dtype, 1, d, wide, d, d);
-      kernels_.store_row(wide, 1.0f, DType::bf16, d, at, false);
+      kernels_.store_row(wide, 1.0f, DType::bf16, d, at, Write::over);
       rounded[static_cast<std::size_t>(r)] = at;
     }
     dtype = DType::bf16;

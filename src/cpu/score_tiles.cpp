@@ -49,7 +49,8 @@ void ScoreTiles::begin(
   head_ = head;
   first_ = first;
   count_ = count;
-  subs_ = (count + kernels_.lanes - 1) / kernels_.lanes;
+  idle_ = first == 0 ? run_.idle_lanes(s) : 0;
+  subs_ = (count + idle_ + kernels_.lanes - 1) / kernels_.lanes;
   const bool banded = run_.mask_kind == MaskKind::band;
   const bool planned = run_.mask_kind == MaskKind::plan;
   here_.j0 = soon_.j0 = -1;
@@ -251,9 +252,9 @@ bool ScoreTiles::done(int sub) const {
 }
 
 int ScoreTiles::ending(int row) const {
-  int sub = row / kernels_.lanes;
+  int sub = (row + idle_) / kernels_.lanes;
   while (sub < subs_ && done(sub)) ++sub;
-  return std::min(sub * kernels_.lanes, count_);
+  return std::min(begin_of(sub), count_);
 }
 
 bool ScoreTiles::next_is_needed() const {

@@ -83,7 +83,7 @@ class ScoreTiles {
   /// those of a sub-block `ahead` sub-blocks before, or rows [begin, end) of the macro-tile.
   static constexpr int ahead = 2;
   void ask_sub(const View& v, int sub) const {
-    if (sub < subs_) ask_rows(v, sub * kernels_.lanes, sub * kernels_.lanes + lanes_of(sub));
+    if (sub < subs_) ask_rows(v, begin_of(sub), begin_of(sub) + lanes_of(sub));
   }
   void ask_rows(const View& v, int begin, int end) const;
   /// Up to which row, from `row` on, the sub-blocks need no key after the visited block.
@@ -118,9 +118,14 @@ class ScoreTiles {
   void drop(int sub, float* p) const;
 
   int subs() const { return subs_; }
-  int lanes_of(int sub) const { return std::min(kernels_.lanes, count_ - sub * kernels_.lanes); }
+  /// The first row of a sub-block in the macro-tile, and how many it has.
+  int begin_of(int sub) const { return sub == 0 ? 0 : sub * kernels_.lanes - idle_; }
+  int lanes_of(int sub) const {
+    return std::min(begin_of(sub) + kernels_.lanes - (sub == 0 ? idle_ : 0), count_) -
+           begin_of(sub);
+  }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
-  std::int64_t row(int sub, int lane) const { return first_ + sub * kernels_.lanes + lane; }
+  std::int64_t row(int sub, int lane) const { return first_ + begin_of(sub) + lane; }
   std::byte* address(const View& v, int sub, int lane) const {  // of a row of Q, O, dO or dQ
     const std::int64_t r = row(sub, lane);
     return row_address(run_.spec, v, sequence_, b_, run_.head_of(head_, r), run_.token_of(r));
@@ -179,7 +184,7 @@ class ScoreTiles {
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
   KeyRows here_, soon_;  // of the visited block and the next
-  int count_ = 0, subs_ = 0, rows_ = 0;
+  int count_ = 0, idle_ = 0, subs_ = 0, rows_ = 0;
   int met_ = 0, asked_ = 0;    // sub-blocks that meet the visited block; rows of the next asked for
   bool next_ = true;           // is the next block needed?
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before

@@ -10,6 +10,7 @@
 #include <array>
 
 #include "cpu/flush.hpp"
+#include "cpu/gaps.hpp"
 
 namespace undivided::cpu {
 
@@ -51,9 +52,10 @@ void Sweep::run(const Sequence& s,
   const std::int64_t tile = run_.tile;
   const int at_once = waiting_lanes / kernels_.lanes;
   tiles.use(memory_.p, at_once);
-  for (std::int64_t t = first_tile; t < end_tile && t * tile < s.q_len; ++t) {
-    tiles.begin(
-        s, b, head, t * tile, static_cast<int>(std::min<std::int64_t>(tile, s.q_len - t * tile)));
+  for (std::int64_t t = first_tile; t < end_tile; ++t) {
+    const auto [first_row, end_row] = run_.rows_of_tile(s, t);
+    if (first_row >= end_row) break;
+    tiles.begin(s, b, head, first_row, static_cast<int>(end_row - first_row));
     const std::int64_t low = std::max(k0, tiles.low()), high = std::min(k1, tiles.high());
     std::fill_n(memory_.loaded, tiles.subs(), false);
     for (int sub = 0; sub < ScoreTiles::ahead; ++sub) tiles.ask_sub(run_.args.dout.data, sub);
@@ -83,11 +85,16 @@ void Sweep::run(const Sequence& s,
     }
     if (!want_dq) continue;
     end_chunk(tiles);
+    Gaps gaps;
+    if (!part.rows)
+      gaps = Gaps(kernels_, run_.args.dq, b, head, s.q_rows, s.q_len, first_row, end_row);
     for (int sub = 0; sub < tiles.subs(); ++sub) {
+      for (int lane = 0; lane < tiles.lanes_of(sub); ++lane) gaps.clear_next();
       const bool some = memory_.summed[sub] != Summed::nothing;
       if (part.used) part.used[t * tile / kernels_.lanes + sub] = some;
       if (some || !part.used) store_dq(tiles, sub, part);
     }
+    gaps.clear_rest();
   }
 }
 
@@ -117,7 +124,7 @@ void Sweep::load_rows(ScoreTiles& tiles, int sub) {
       float wide[max_dim];
       std::byte* to = memory_.rounded + lane * spec.dv * 2;
       kernels_.copy_rows(rows[lane], 0, dout.dtype, 1, spec.dv, wide, spec.dv, spec.dv);
-      kernels_.store_row(wide, 1.0f, DType::bf16, spec.dv, to, false);
+      kernels_.store_row(wide, 1.0f, DType::bf16, spec.dv, to, Write::over);
       rows[lane] = to;
     }
   }
@@ -284,7 +291,7 @@ void Sweep::end_chunk(const ScoreTiles& tiles) {
                          DType::f32,
                          static_cast<int>(count),
                          reinterpret_cast<std::byte*>(memory_.dq_t + sub * count),
-                         true);
+                         Write::add);
     if (summed != Summed::nothing) summed = Summed::whole;
   }
 }
@@ -304,7 +311,8 @@ void Sweep::store_dq(const ScoreTiles& tiles, int sub, const DqPart& part) {
                   tiles.lanes_of(sub),
                   part.rows ? DType::f32 : run_.args.dq.dtype,
                   run_.spec.dqk,
-                  rows);
+                  rows,
+                  part.rows ? Write::over : row_write(run_.spec));
 }
 
 }  // namespace undivided::cpu

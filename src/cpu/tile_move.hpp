@@ -42,17 +42,24 @@ UNDIVIDED_VEC void widen_row(DType dtype, const std::byte* from, int columns, fl
   for (; c < columns; ++c) to[c] = load_one(dtype, from + 2 * c);
 }
 
+/// May whole vectors of this row go past the caches?
+UNDIVIDED_VEC bool goes_past(Write how, const std::byte* to) {
+  return how == Write::past && reinterpret_cast<std::uintptr_t>(to) % (4 * W) == 0;
+}
+
 static void narrow_row(
-    const float* from, float factor, DType dtype, int columns, std::byte* to, bool accumulate) {
+    const float* from, float factor, DType dtype, int columns, std::byte* to, Write how) {
   int c = 0;
   const vf scale = set1(factor);
   const auto value = [&](int i) { return mul(load(from + i), scale); };
   if (dtype == DType::f32) {
     float* p = reinterpret_cast<float*>(to);
-    if (accumulate) {
+    if (how == Write::add) {
       for (; c + W <= columns; c += W) store(p + c, add(load(p + c), value(c)));
       for (; c < columns; ++c) p[c] += from[c] * factor;
     } else {
+      if (goes_past(how, to))
+        for (; c + W <= columns; c += W) stream(p + c, value(c));
       for (; c + W <= columns; c += W) store(p + c, value(c));
       for (; c < columns; ++c) p[c] = from[c] * factor;
     }
@@ -176,15 +183,18 @@ static void unpack_tile(const float* from,
                         int count,
                         DType dtype,
                         int columns,
-                        std::byte* const* rows) {
+                        std::byte* const* rows,
+                        Write how) {
   const int bytes = dtype == DType::f32 ? 4 : 2;
   const auto put = [&](std::byte* to, vf x, int n) {
     if (n < W) {
       float part[W];
       store(part, x);
-      return narrow_row(part, 1.0f, dtype, n, to, false);
+      return narrow_row(part, 1.0f, dtype, n, to, Write::over);
     }
-    if (dtype == DType::f32)
+    if (dtype == DType::f32 && goes_past(how, to))
+      stream(reinterpret_cast<float*>(to), x);
+    else if (dtype == DType::f32)
       store(reinterpret_cast<float*>(to), x);
     else if (dtype == DType::bf16)
       store_low16(reinterpret_cast<std::uint16_t*>(to), bf16_bits(x));
@@ -210,6 +220,6 @@ static void unpack_tile(const float* from,
 }
 
 static void store_row_tile(
-    const float* from, float factor, DType dtype, int columns, std::byte* to, bool accumulate) {
-  narrow_row(from, factor, dtype, columns, to, accumulate);
+    const float* from, float factor, DType dtype, int columns, std::byte* to, Write how) {
+  narrow_row(from, factor, dtype, columns, to, how);
 }

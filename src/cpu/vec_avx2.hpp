@@ -129,7 +129,9 @@ UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   const vi joined = _mm256_permute4x64_epi64(packed, 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(joined));
 }
-/// A line of 64 bytes, past the caches where there is a way.
+/// An aligned vector past the caches, where there is a way.
+UNDIVIDED_VEC void stream(float* p, vf x) { _mm256_stream_ps(p, x); }
+/// A line of 64 bytes of zeros likewise.
 UNDIVIDED_VEC void clear_line(float* p) {
   _mm256_stream_ps(p, _mm256_setzero_ps());
   _mm256_stream_ps(p + 8, _mm256_setzero_ps());

@@ -111,7 +111,9 @@ UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
 UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
 }
-/// A line of 64 bytes, past the caches where there is a way.
+/// An aligned vector past the caches, where there is a way.
+UNDIVIDED_VEC void stream(float* p, vf x) { _mm512_stream_ps(p, x); }
+/// A line of 64 bytes of zeros likewise.
 UNDIVIDED_VEC void clear_line(float* p) { _mm512_stream_ps(p, _mm512_setzero_ps()); }
 /// Lanes to columns of blocks of 8, `apart` floats from one block to the next; none past `columns`.
 UNDIVIDED_VEC void store_blocks(float* p, int apart, int columns, vf a) {

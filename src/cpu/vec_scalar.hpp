@@ -227,7 +227,9 @@ UNDIVIDED_VEC void store_f16(std::uint16_t* p, vf a) {
 UNDIVIDED_VEC void store_low16(std::uint16_t* p, vi a) {
   for (int i = 0; i < W; ++i) p[i] = static_cast<std::uint16_t>(a.x[i]);
 }
-/// A line of 64 bytes, past the caches where there is a way.
+/// An aligned vector past the caches, where there is a way.
+UNDIVIDED_VEC void stream(float* p, vf x) { store(p, x); }
+/// A line of 64 bytes of zeros likewise.
 UNDIVIDED_VEC void clear_line(float* p) { __builtin_memset(p, 0, 64); }
 /// Lanes to columns of blocks of 8, which hold whole vectors here.
 UNDIVIDED_VEC void store_blocks(float* p, int, int, vf a) { store(p, a); }
