@@ -55,7 +55,7 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
   const int rows = 2 * t.stages * t.queries * 4;
   const int of_plan = k.mask == MaskKind::plan ? t.keys / 64 * blocks : 0;
   const int bits = k.inside_program || columns == 8 ? 0 : t.stages * of_plan * 512;
-  const int barriers = 8 * (3 + 4 * t.stages) + 64 + 16 * task_slots + 16 + 12;
+  const int barriers = 8 * (3 + 4 * t.stages) + 64 + 16 * task_slots + 16 + 48 + 16;
   const int tasks = 15 + task_slots * 64;
   const int info = 24 + 4 * of_plan, order = 16;
   return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + bits + barriers + tasks +

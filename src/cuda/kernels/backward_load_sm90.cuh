@@ -287,4 +287,21 @@ __device__ inline void add_dq(const Params& p, unsigned base) {
   }
 }
 
+/// Wide and ordered: waits for the turns of a warpgroup's additions to dQ and passes them on, so
+/// that the consumers meet neither the latency of the flags nor that of the fence. One thread.
+template <class C>
+__device__ inline void keep_turns(const Params& p, unsigned base, int group) {
+  using L = SharedBackward90<C>;
+  for (unsigned parity = 0;; parity ^= 1) {
+    mbarrier_wait(base + L::turn_asked + 8 * group, parity);
+    const int tile = load_shared_word(base + L::dq_to + 4 * group);
+    if (tile < 0) return;
+    int* turns = p.dq_turns + 2 * tile + group;
+    wait_for_turn(turns, load_shared_word(base + L::dq_turn + 4 * group));
+    mbarrier_arrive(base + L::turn_ready + 8 * group);
+    mbarrier_wait(base + L::turn_added + 8 * group, parity);
+    pass_turn(turns);
+  }
+}
+
 }  // namespace undivided::cuda

@@ -379,6 +379,11 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       mbarrier_init(base + L::task_full + 8 * i, 1);
       mbarrier_init(base + L::task_empty + 8 * i, 8);
     }
+    for (int g = 0; g < 2; ++g) {
+      mbarrier_init(base + L::turn_asked + 8 * g, 1);
+      mbarrier_init(base + L::turn_ready + 8 * g, 1);
+      mbarrier_init(base + L::turn_added + 8 * g, 4);
+    }
     mbarrier_init(base + L::order_full, 1);
     mbarrier_init(base + L::order_empty, 1);
     mbarrier_init_fence();
@@ -393,8 +398,11 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       BackwardProducer90<C>{p, maps, base, lead}.run();
     else if (warp == 2)
       BackwardScheduler90<C>{p, schedule, base, lead}.run();
-    else if (!L::wide && C::capture != Capture::largest && warp == 1 && lead)
-      add_dq<C>(p, base);
+    else if (C::capture != Capture::largest && lead) {
+      const int group = warp / 2;  // warps 1 and 3
+      if (!L::wide && group == 0) add_dq<C>(p, base);
+      if (L::wide && C::ordered && L::dq_columns(group) > 0) keep_turns<C>(p, base, group);
+    }
   } else {
     raise_registers<C::consumer_registers>();
     consume(base, group);

@@ -25,7 +25,16 @@ struct WideConsumer90 : Consumer90Base<C> {
   static constexpr int m = C::m;
   static constexpr bool captures = C::capture != Capture::none;
   unsigned step = 0;
-  int turn_to_pass = -1;  // ordered: of the tile before
+  unsigned adds = 0;  // of dQ, so far
+
+  /// Ordered: asks for the turn of the next addition. Once the one before it has been made.
+  template <int group>
+  __device__ __forceinline__ void ask_turn(int tile, int turn) {
+    if (!C::ordered || L::dq_columns(group) == 0 || (threadIdx.x & 127) != 0) return;
+    store_shared_word(base + L::dq_to + 4 * group, tile);
+    store_shared_word(base + L::dq_turn + 4 * group, turn);
+    mbarrier_arrive(base + L::turn_asked + 8 * group);
+  }
 
   /// This warpgroup's columns of dQ = dS K of step `of`, added to the sums at `tile`.
   template <int group>
@@ -48,30 +57,20 @@ struct WideConsumer90 : Consumer90Base<C> {
   template <int group>
   __device__ __forceinline__ void finish_dq(float (&dq)[L::dq_columns(group) / 8][4],
                                             unsigned of,
-                                            int tile,
-                                            int turn) {
+                                            int tile) {
     wgmma_wait<0>();
     pin(dq);
     free(L::ds_empty + 8 * (of & 1));
-    if constexpr (C::ordered) {
-      pass_last_turn<group>();
-      turn_to_pass = 2 * tile + group;
-      if ((threadIdx.x & 127) == 0) wait_for_turn(p.dq_turns + turn_to_pass, turn);
-      named_barrier_sync(1 + group, 128);
-    }
+    if constexpr (C::ordered) mbarrier_wait(base + L::turn_ready + 8 * group, adds & 1);
     float* to = p.dq_sum + static_cast<long long>(tile) * L::dq_floats + group * L::dq_second +
                 (threadIdx.x & 127) * 4;
 #pragma unroll
     for (int i = 0; i < L::dq_columns(group) / 8; ++i) add_quad(to + i * 512, dq[i]);
-  }
-  /// A turn is passed one tile later: by then its sums have arrived, and the fence costs nothing.
-  template <int group>
-  __device__ __forceinline__ void pass_last_turn() {
-    if (!C::ordered || turn_to_pass < 0) return;
-    __threadfence();
-    named_barrier_sync(1 + group, 128);
-    if ((threadIdx.x & 127) == 0) pass_turn(p.dq_turns + turn_to_pass);
-    turn_to_pass = -1;
+    if constexpr (C::ordered) {
+      __syncwarp();
+      free(L::turn_added + 8 * group);
+      ++adds;
+    }
   }
 
   __device__ void weigh() {
@@ -85,6 +84,7 @@ struct WideConsumer90 : Consumer90Base<C> {
       if constexpr (C::capture != Capture::largest)
         store_keys90<C>(p, KeyTask90::read<C>(slot), p.dv, 0, dv, C::dropout ? p.keep_scale : 1.0f);
     });
+    ask_turn<0>(-1, 0);
   }
   __device__ __forceinline__ void weigh_tiles(unsigned slot, float (&dv)[C::dv / 8][4]) {
     int before = -1, turn = 0;  // the dQ tile of the step before, and its place in the order
@@ -95,6 +95,7 @@ struct WideConsumer90 : Consumer90Base<C> {
       const int sums = load_shared_word(this->info() + L::info_sums);
       const int my_turn = C::ordered ? load_shared_word(this->info() + L::info_turn) : 0;
       last = this->is_last();
+      if (before >= 0) ask_turn<0>(before, turn);
       float acc[m / 8][4];
       unsigned left[m / 16][4];
       wgmma_fence();
@@ -129,7 +130,7 @@ struct WideConsumer90 : Consumer90Base<C> {
         wgmma_wait<1>();
         pin(dv);
         free(L::dout_empty + 8 * at);
-        finish_dq<0>(dq, step - 1, before, turn);
+        finish_dq<0>(dq, step - 1, before);
       } else {
         wgmma_wait<0>();
         pin(dv);
@@ -139,10 +140,10 @@ struct WideConsumer90 : Consumer90Base<C> {
       turn = my_turn;
     }
     if constexpr (C::capture == Capture::largest) return;
+    ask_turn<0>(before, turn);
     float dq[L::dq_columns(0) / 8][4];
     start_dq<0>(dq, step - 1);
-    finish_dq<0>(dq, step - 1, before, turn);
-    pass_last_turn<0>();
+    finish_dq<0>(dq, step - 1, before);
   }
 
   /// P, or P * ds/dscore, or S, to the same threads of warpgroup 1.
@@ -168,6 +169,7 @@ struct WideConsumer90 : Consumer90Base<C> {
       if constexpr (C::capture != Capture::largest)
         store_keys90<C>(p, KeyTask90::read<C>(slot), p.dk, 0, dk, p.scale);
     });
+    ask_turn<1>(-1, 0);
   }
   __device__ __forceinline__ void differentiate_tiles(unsigned slot,
                                                       float (&dk)[C::dqk / 8][4],
@@ -177,7 +179,8 @@ struct WideConsumer90 : Consumer90Base<C> {
       const int at = ring.at();
       mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
       const int sums = load_shared_word(this->info() + L::info_sums);
-      const int turn = C::ordered ? load_shared_word(this->info() + L::info_turn) : 0;
+      if constexpr (C::ordered && C::capture != Capture::largest)
+        ask_turn<1>(sums, load_shared_word(this->info() + L::info_turn));
       last = this->is_last();
       float dp[m / 8][4];
       unsigned ds[m / 16][4];
@@ -218,7 +221,7 @@ struct WideConsumer90 : Consumer90Base<C> {
         wgmma_wait<1>();
         pin(dk);
         free(L::q_empty + 8 * at);
-        finish_dq<1>(dq, step, sums, turn);
+        finish_dq<1>(dq, step, sums);
       } else {
         wgmma_wait<0>();
         pin(dk);
@@ -226,7 +229,6 @@ struct WideConsumer90 : Consumer90Base<C> {
         free(L::ds_empty + 8 * (step & 1));
       }
     }
-    if constexpr (L::dq_columns(1) > 0) pass_last_turn<1>();
   }
 };
 

@@ -56,9 +56,12 @@ struct SharedBackward90 {
   static constexpr int task_slots = 3, task_full = ds_empty + 16;
   static constexpr int task_empty = task_full + 8 * task_slots;
   static constexpr int order_full = task_empty + 8 * task_slots, order_empty = order_full + 8;
-  static constexpr int dq_to = order_empty + 8;  // the tile of dQ of each warpgroup, or -1: the end
+  // Wide and ordered: of each warpgroup; see keep_turns().
+  static constexpr int turn_asked = order_empty + 8, turn_ready = turn_asked + 16;
+  static constexpr int turn_added = turn_ready + 16;
+  static constexpr int dq_to = turn_added + 16;  // the tile of dQ of each warpgroup, or -1: the end
   static constexpr int dq_turn = dq_to + 8;      // ordered: and its place in the order
-  static constexpr int tasks = (dq_turn + 4 + 15) / 16 * 16;  // of KeyTask90
+  static constexpr int tasks = (dq_turn + 8 + 15) / 16 * 16;  // of KeyTask90
   // Per stage: head; query tile; the tile of its sums; ordered: its place in their order; is it the
   // last of the task; bit g: must warpgroup g look at pairs; of a plan: a class per 64 x 64 block.
   static constexpr int info = tasks + task_slots * 64;
