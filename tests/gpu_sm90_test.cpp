@@ -307,4 +307,38 @@ TEST_F(GpuHopper, AFloat32GradientOfOIsRoundedForTheProducts) {
   }
 }
 
+// Key tiles add to dQ in their order, of which a plan may hold any part: here runs of two rows of
+// blocks meet in one tile, or leave some out.
+TEST_F(GpuHopper, AReproducibleBackwardRepeatsItsBitsAndAgreesWithFast) {
+  if (cuda::driver().device(0).arch() != 90) GTEST_SKIP() << "no Hopper";
+  constexpr std::int64_t heads = 4, length = 1990;
+  const Mask patches = Mask::parse("(q / 150 + k / 90) % 3 != 0 && k <= q + 70", {});
+  for (const std::int64_t d : {64, 128, 192, 256}) {
+    const auto there = [&](std::int64_t h, unsigned seed) {
+      return cuda::to_device(random(DType::bf16, {batch, h, length, d}, seed), gpu);
+    };
+    const Tensor q = there(heads, 1), k = there(kv_heads, 2), v = there(kv_heads, 3),
+                 dout = there(heads, 4);
+    int number = 0;
+    for (const Mask& mask : {full(), causal(), patches}) {
+      SCOPED_TRACE(testing::Message() << "d " << d << ", mask " << number++);
+      Options options{.mask = mask, .align = Align::start};
+      const Forward f = attention(q, k, v, options);
+      const Gradients fast = attention_backward(dout, q, k, v, f);
+      options.determinism = Determinism::reproducible;
+      const Forward g = attention(q, k, v, options);
+      const Gradients first = attention_backward(dout, q, k, v, g);
+      EXPECT_LT(difference(first.q, on_host(fast.q)), 0.02);
+      EXPECT_LT(difference(first.k, on_host(fast.k)), 0.02);
+      EXPECT_LT(difference(first.v, on_host(fast.v)), 0.02);
+      for (int run = 0; run < 4; ++run) {
+        const Gradients again = attention_backward(dout, q, k, v, g);
+        EXPECT_TRUE(same_bits(again.q, first.q)) << "run " << run;
+        EXPECT_TRUE(same_bits(again.k, first.k)) << "run " << run;
+        EXPECT_TRUE(same_bits(again.v, first.v)) << "run " << run;
+      }
+    }
+  }
+}
+
 }  // namespace undivided

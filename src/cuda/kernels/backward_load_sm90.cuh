@@ -35,8 +35,10 @@ struct BackwardScheduler90 {
 #pragma unroll
       for (int g = 0; g < L::key_blocks; ++g)
 #pragma unroll
-        for (int i = 0; i < L::row_slabs; ++i)
+        for (int x = 0; x < L::row_slabs; ++x) {
+          const int i = QueryTiles<C>::down ? L::row_slabs - 1 - x : x;
           classes[g * L::row_slabs + i] = tiles.block_class(g, i);
+        }
     }
     int turn = 0;
     if constexpr (C::ordered) turn = visitors_before<C>(p, s, t.b, h, tile, t.j0);

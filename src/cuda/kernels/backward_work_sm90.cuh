@@ -183,7 +183,6 @@ struct QueryTiles {
   }
   /// Class of one 64 x 64 block of the tile at hand, asked once each, in the order of the walk.
   __device__ int block_class(int g, int i) {
-    static_assert(!down || !planned || per == 1);
     return keys[g].template block_class<C>(*plan, tile * per + i);
   }
 
@@ -202,7 +201,7 @@ struct QueryTiles {
   }
 };
 
-/// How many key tiles before that of key j0 visit a query tile. Plans come with tiles of 64 x 64.
+/// How many key tiles before that of key j0 visit a query tile.
 template <class C>
 __device__ inline int visitors_before(
     const Params& p, const Sequence& s, int b, int h, int tile, int j0) {
@@ -212,14 +211,35 @@ __device__ inline int visitors_before(
     return mine - static_cast<int>(key / C::n);
   }
   if constexpr (C::mask == MaskKind::plan) {
-    static_assert(!C::ordered || (C::m == 64 && C::n == 64));
+    // The runs of its rows of blocks, merged: they may meet in a tile, and so may two of one row.
+    constexpr int rows = C::m / 64, per = C::n / 64;
     const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
-    int count = 0;
-    for (int r = p.plan.run_offsets[e.query_runs + tile];
-         r < p.plan.run_offsets[e.query_runs + tile + 1];
-         ++r)
-      count += maximum(0, minimum(p.plan.runs[r].end, mine) - p.plan.runs[r].begin);
-    return count;
+    int at[rows], stop[rows], count = 0, counted = 0;
+#pragma unroll
+    for (int i = 0; i < rows; ++i) {
+      const int row = minimum(tile * rows + i, e.q_blocks - 1);
+      at[i] = p.plan.run_offsets[e.query_runs + row];
+      stop[i] = p.plan.run_offsets[e.query_runs + row + 1];
+    }
+    for (;;) {
+      int first = 0x7fffffff, end = 0;
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+        if (at[i] < stop[i] && p.plan.runs[at[i]].begin < first) {
+          first = p.plan.runs[at[i]].begin;
+          end = p.plan.runs[at[i]].end;
+        }
+      if (first >= mine * per) return count;
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+        if (at[i] < stop[i] && p.plan.runs[at[i]].begin == first) {
+          end = maximum(end, p.plan.runs[at[i]].end);
+          ++at[i];
+        }
+      end = minimum((end + per - 1) / per, mine);
+      count += maximum(0, end - maximum(counted, first / per));
+      counted = maximum(counted, end);
+    }
   }
   return mine;
 }
