@@ -194,15 +194,17 @@ struct Backward::Call {
     return *reinterpret_cast<float*>(scalar_address(run.spec, v, s, b, h, i));
   }
 
-  /// delta = rowsum(dO * O) - dLSE, and LSE in log2 units.
-  void statistics(std::int64_t b, std::int64_t h) const {
+  /// delta = rowsum(dO * O) - dLSE, and LSE in log2 units, of rows [first, end) of a head.
+  void statistics(const Sequence& s,
+                  std::int64_t b,
+                  std::int64_t h,
+                  std::int64_t first,
+                  std::int64_t end) const {
     const Spec& spec = run.spec;
     const Args& args = run.args;
-    const Sequence s = sequence(spec, args, b, h);
-    if (s.q_len == 0) Gaps(run.kernels, args.dq, b, h, s.q_rows, 0, 0, 0).clear_rest();
     float x[512], y[512];
-    for (std::int64_t i = 0; i < s.q_len; ++i) {
-      if (s.q_rows && i + rows_ahead < s.q_len)
+    for (std::int64_t i = first; i < end; ++i) {
+      if (s.q_rows && i + rows_ahead < end)
         for (const View* v : {&args.o, &args.dout.data})
           ask_row(row_address(spec, *v, s, b, h, i + rows_ahead), row_bytes(*v));
       const auto wide = [&](const View& v, float* room) -> const float* {
@@ -316,14 +318,18 @@ struct Backward::Call {
       const std::int64_t h = kv_head * spec.group + g;
       const bool kept = sweep.want_dq && form == Form::parts;
       const Sequence mine = sequence(spec, run.args, b, h);
-      sweep.run(mine,
-                b,
-                h,
-                0,
-                run.tiles(mine.q_len),
-                k0,
-                k1,
-                kept ? part(mine, b, h, k0 / chunk_keys) : DqPart{});
+      const DqPart to = kept ? part(mine, b, h, k0 / chunk_keys) : DqPart{};
+      const std::int64_t tiles = run.tiles(mine.q_len);
+      if (form != Form::whole) {
+        sweep.run(mine, b, h, 0, tiles, k0, k1, to);
+        continue;
+      }
+      // Nobody else needs these rows: dO is still at hand when the tile reads it again.
+      for (std::int64_t t = 0; t < tiles; ++t) {
+        const auto [first, end] = run.rows_of_tile(mine, t);
+        statistics(mine, b, h, first, end);
+        sweep.run(mine, b, h, t, t + 1, k0, k1, to);
+      }
     }
     const auto store =
         [&](const View& to, const float* from, std::int64_t stride, int d, float factor) {
@@ -407,15 +413,17 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
                             "ask for gradients in f32",
                             name_of(spec.out_dtype)));
 
-  executor.parallel_for(shared.batch * shared.heads, [&](std::int64_t i, int) {
-    call.statistics(i / shared.heads, i % shared.heads);
-  });
-  if (spec.sink && args.dsink)
-    executor.parallel_for(shared.heads, [&](std::int64_t h, int) { call.sink_gradient(h); });
-
-  CapturedSums sums(shared, gradient_, fixed.captured);
   const bool capturing = spec.captured && setup_.gradient.used;
   const bool keys = spec.want_dk || spec.want_dv, one_pass = form != Form::passes;
+  const bool by_keys = one_pass && (keys || capturing);
+  executor.parallel_for(shared.batch * shared.heads, [&](std::int64_t i, int) {
+    const std::int64_t b = i / shared.heads, h = i % shared.heads;
+    const Sequence s = sequence(spec, args, b, h);
+    if (s.q_len == 0) Gaps(shared.kernels, args.dq, b, h, s.q_rows, 0, 0, 0).clear_rest();
+    if (!by_keys || form != Form::whole) call.statistics(s, b, h, 0, s.q_len);
+  });
+
+  CapturedSums sums(shared, gradient_, fixed.captured);
   if (spec.captured) sums.clear();
   // A group of tasks shares sums: in order, on one thread. So do rows with several writers.
   const auto run_tasks = [&](std::int64_t count, bool in_order, bool capture, auto&& task) {
@@ -448,7 +456,7 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
   };
   const std::int64_t key_tasks = shared.batch * shared.kv_heads * chunks;
   const std::int64_t query_tasks = shared.batch * heads * tiles;
-  if (one_pass && (keys || capturing)) {
+  if (by_keys) {
     run_tasks(key_tasks, serial, capturing, key_task);
     if (form == Form::parts && spec.want_dq)
       executor.parallel_for(query_tasks, [&](std::int64_t i, int) {
@@ -459,6 +467,8 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
     if (keys) run_tasks(key_tasks, serial, false, key_task);
   }
   if (spec.captured) sums.finish();
+  if (spec.sink && args.dsink)
+    executor.parallel_for(shared.heads, [&](std::int64_t h, int) { call.sink_gradient(h); });
 }
 
 }  // namespace
