@@ -71,7 +71,7 @@ TEST(Sparse, AnyNumberOfWorkersAndTheOracleReadTheSameLists) {
     expect_equal({2, 1, 700, 700, 8, 8, Order::causal}, false, 60, {}, context);
     expect_equal({1, 1, 700, 700, 8, 16, Order::strict}, true, 0, {}, context);
     // Several tiles of rows and chunks of keys; lines that go past the caches.
-    expect_equal({2, 1, 2605, 2590, 16, 16, Order::causal, Align::end}, false, 40, {}, context);
+    expect_equal({1, 1, 1605, 1590, 16, 16, Order::causal, Align::end}, false, 60, {}, context);
   }
   Context oracle;
   oracle.backend = Backend::reference;
