@@ -20,6 +20,14 @@ std::vector<std::string> flags_of(const CLI::App& app) {
   return names;
 }
 
+// The option that a bare mask is meant for: a condition, or a call of the library.
+std::string option_for(const CLI::App& app, const std::string& text) {
+  for (const auto& [option, marks] : {std::pair{"--mask", "<>=!&|"}, {"--name", "("}})
+    if (text.find_first_of(marks) != std::string::npos && app.get_option_no_throw(option))
+      return fmt::format("{} '{}'", option, text);
+  return {};
+}
+
 // What CLI11 could not place: says what came, and the nearest flag or command.
 std::string complaint(const CLI::App& main, const CLI::ParseError& error) {
   const auto chosen = main.get_subcommands();
@@ -42,7 +50,7 @@ std::string complaint(const CLI::App& main, const CLI::ParseError& error) {
   if (!rest.empty()) {
     const bool flag = rest[0].starts_with('-');
     const std::string name = rest[0].substr(0, rest[0].find('='));
-    const std::string near = flag ? nearest(name, flags_of(app)) : "";
+    const std::string near = flag ? nearest(name, flags_of(app)) : option_for(app, rest[0]);
     return fmt::format("unknown {} '{}' for {}{}; see undivided {} --help",
                        flag ? "flag" : "argument",
                        rest[0],

@@ -119,10 +119,9 @@ class ScoreTiles {
 
   int subs() const { return subs_; }
   /// The first row of a sub-block in the macro-tile, and how many it has.
-  int begin_of(int sub) const { return sub == 0 ? 0 : sub * kernels_.lanes - idle_; }
+  int begin_of(int sub) const { return std::max(0, sub * kernels_.lanes - idle_); }
   int lanes_of(int sub) const {
-    return std::min(begin_of(sub) + kernels_.lanes - (sub == 0 ? idle_ : 0), count_) -
-           begin_of(sub);
+    return std::min((sub + 1) * kernels_.lanes - idle_, count_) - begin_of(sub);
   }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
   std::int64_t row(int sub, int lane) const { return first_ + begin_of(sub) + lane; }

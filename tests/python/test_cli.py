@@ -240,6 +240,7 @@ BAD = {
     "gradient without dout": (["--dq", "dq.npy"], "--dout"),
     "dout without gradient": (["--dout", "q.npy"], "--dq"),
     "unknown flag": (["--maks", "k <= q"], "--mask"),
+    "bare mask": (["k <= q"], "nearest: --mask 'k <= q'"),
     "no such folder": (["--lse", "no/such/l.npy"], "no/such/l.npy"),
     "bad output name": (["--lse", "l.txt"], ".npy"),
     "same output twice": (["--lse", "o.npy"], "o.npy"),
