@@ -129,6 +129,23 @@ TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
   }
 }
 
+TEST_F(CudaWarm, AnOrderAboveD128HasThreadsForItsTurns) {
+  hopper();
+  fake::state().maps = false;
+  const Problem f = problem({});
+  const View rows = there(DType::bf16, {2, 8, 300, 256}, 0x70000);
+  const Kv kv = dense(there(DType::bf16, {2, 2, 300, 256}, 0x100000),
+                      there(DType::bf16, {2, 2, 300, 256}, 0x200000));
+  for (const Determinism d : {Determinism::fast, Determinism::reproducible}) {
+    const Problem p =
+        resolve_backward(Rows(rows), Rows(rows), kv, rows, f.args.lse, {.determinism = d}, {});
+    const std::string note = prepared(p)->explanation.notes.at(1);
+    EXPECT_EQ(note.find("two for the turns of dQ") != std::string::npos,
+              d == Determinism::reproducible)
+        << note;
+  }
+}
+
 TEST_F(CudaWarm, TheCounterOfTasksIsZeroedAlsoWithoutQueries) {
   KernelSpec k;
   const Params p{};

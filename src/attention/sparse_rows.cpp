@@ -72,47 +72,18 @@ void list_side(const View& flags, bool buckets, Tensor& rows, Tensor& lengths, E
   });
 }
 
-const std::int32_t* list_of(const Tensor& t, std::int64_t row) {
-  return t.ptr<std::int32_t>() + row * t.size(2);
-}
-
-/// The keys that the rows of one head meet: with flags all, or those of before.
-void list_earlier(const SparseForward& f,
-                  const SparseRule& rule,
-                  std::int64_t origin,
-                  std::int64_t head) {
-  const std::int64_t kv_head = head / (rule.q.size(1) / rule.k.size(1));
-  const std::int32_t *q = list_of(f.q_rows, head), *k = list_of(f.k_rows, kv_head);
-  std::int32_t *first = f.first.ptr<std::int32_t>() + (q - f.q_rows.ptr<std::int32_t>()),
-               *end = f.end.ptr<std::int32_t>() + (q - f.q_rows.ptr<std::int32_t>());
-  const std::int32_t queries = f.q_lengths.ptr<std::int32_t>()[head],
-                     keys = f.k_lengths.ptr<std::int32_t>()[kv_head];
-  std::fill_n(first, queries, 0);
-  if (rule.order == Order::none) {
-    std::fill_n(end, queries, keys);
-    return;
-  }
-  // How many keys come before each time: a search of two lists asks branches that nothing foresees.
-  const std::int64_t times = rule.k.size(2), late = origin + (rule.order == Order::strict ? 0 : 1);
-  std::vector<std::int32_t> before(static_cast<std::size_t>(times) + 1);
-  for (std::int32_t j = 0, time = 0; time <= times; ++time) {
-    before[static_cast<std::size_t>(time)] = j;
-    j += j < keys && k[j] == time ? 1 : 0;
-  }
-  for (std::int32_t i = 0; i < queries; ++i)
-    end[i] = before[static_cast<std::size_t>(std::clamp<std::int64_t>(q[i] + late, 0, times))];
-}
-
-/// The same with buckets. Both sides are sorted by (bucket, time), so those of a row lie together,
-/// and the ends of these stretches never go back from row to row.
+/// The keys that the rows of one head meet. Both sides are sorted by (bucket, time), so those of a
+/// row lie together, and the ends of these stretches never go back from row to row.
 void list_meetings(const SparseForward& f,
                    const SparseRule& rule,
                    std::int64_t origin,
                    std::int64_t head) {
   const std::int64_t kv_head = head / (rule.q.size(1) / rule.k.size(1));
-  const std::int32_t *q = list_of(f.q_rows, head), *k = list_of(f.k_rows, kv_head);
-  std::int32_t *first = f.first.ptr<std::int32_t>() + (q - f.q_rows.ptr<std::int32_t>()),
-               *end = f.end.ptr<std::int32_t>() + (q - f.q_rows.ptr<std::int32_t>());
+  const auto list = [](const Tensor& t, std::int64_t row) {
+    return t.ptr<std::int32_t>() + row * t.size(2);
+  };
+  const std::int32_t *q = list(f.q_rows, head), *k = list(f.k_rows, kv_head);
+  std::int32_t *first = list(f.first, head), *end = list(f.end, head);
   const std::int32_t queries = f.q_lengths.ptr<std::int32_t>()[head],
                      keys = f.k_lengths.ptr<std::int32_t>()[kv_head];
   const auto on_q = column_of<std::int32_t>(rule.q, head),
@@ -121,9 +92,11 @@ void list_meetings(const SparseForward& f,
   for (std::int32_t i = 0; i < queries; ++i) {
     const std::int64_t time = q[i] + origin - (rule.order == Order::strict ? 1 : 0);
     const auto meets = [&](std::int32_t j) {
-      return (rule.order == Order::none || k[j] <= time) && on_k[k[j]] == on_q[q[i]];
+      return (rule.order == Order::none || k[j] <= time) &&
+             (!rule.buckets || on_k[k[j]] == on_q[q[i]]);
     };
-    while (from < keys && on_k[k[from]] < on_q[q[i]]) ++from;
+    if (rule.buckets)
+      while (from < keys && on_k[k[from]] < on_q[q[i]]) ++from;
     to = std::max(to, from);
     while (to < keys && meets(to)) ++to;
     first[i] = from;
@@ -142,9 +115,8 @@ void list_rows(SparseForward& f,
   list_side(rule.k, rule.buckets, f.k_rows, f.k_lengths, executor);
   for (Tensor* t : {&f.first, &f.end})
     *t = Tensor::empty(DType::i32, {rule.q.size(0), rule.q.size(1), rule.q.size(2)});
-  executor.parallel_for(rule.q.size(0) * rule.q.size(1), [&](std::int64_t head, int) {
-    (rule.buckets ? list_meetings : list_earlier)(f, rule, origin, head);
-  });
+  executor.parallel_for(rule.q.size(0) * rule.q.size(1),
+                        [&](std::int64_t head, int) { list_meetings(f, rule, origin, head); });
 }
 
 }  // namespace undivided

@@ -340,6 +340,8 @@ struct Backward::Call {
           Gaps gaps(run.kernels, to, b, kv_head, s.k_rows, s.k_len, k0, k1);
           for (std::int64_t j = k0; j < k1;) {
             gaps.clear_next();
+            if (s.k_rows && how == Write::over && j + rows_ahead < k1)
+              ask_row(rows_at(j + rows_ahead).data, row_bytes(to));
             const KeyRun rows = rows_at(j);
             const std::int64_t end = std::min(k1, j + rows.count);
             for (std::byte* at = rows.data; j < end; ++j, at += rows.stride)

@@ -143,13 +143,8 @@ class Call {
                    args.o.stride[spec.rows == RowKind::ragged ? 0 : 2] * size,
                    end - first,
                    spec.dv * size);
-      if (!lse_) return;
-      float* lse = row_scalar(spec, lse_, s, b, h, first);
-      const std::int64_t step = lse_.step(-1);
-      if (step == 1)
-        std::fill_n(lse, end - first, -infinity);
-      else
-        for (std::int64_t i = first; i < end; ++i, lse += step) *lse = -infinity;
+      for (std::int64_t i = first; lse_ && i < end; ++i)
+        *row_scalar(spec, lse_, s, b, h, i) = -infinity;
     });
     if (args.max_logit)
       for (std::int64_t b = 0; b < run_.batch; ++b)

@@ -10,7 +10,9 @@
 namespace undivided::cpu {
 
 /// Rows of lists lie apart, so that the lines of each would be read before they are written.
-inline Write row_write(const Spec& spec) { return spec.listed ? Write::past : Write::over; }
+inline Write row_write(const Spec& spec) {
+  return spec.listed && spec.out_dtype == DType::f32 ? Write::past : Write::over;
+}
 
 /// Rows of a head of O or of a gradient, between rows of a list that leaves some out and therefore
 /// ascends. Their lines go past the caches, some at a time if there is work to hide them.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Three warps of the sm90 backward: the scheduler finds which keys its CTA takes next and their
-// query tiles, the producer brings them, and the third adds dQ.
+// The warps of the sm90 backward beside the consumers: the scheduler finds which keys its CTA takes
+// next and their query tiles, the producer brings them, and a third adds dQ. Wide: the consumers
+// add it, and if its order is fixed, two threads wait for their turns.
 #pragma once
 
 #include "kernels/backward_work_sm90.cuh"
