@@ -256,35 +256,30 @@ struct BackwardProducer90 {
   }
 };
 
-/// Adds the dQ tiles that the consumers leave in shared memory to the sums in global memory.
+/// Adds what warpgroups [first, end) leave of dQ tiles in shared memory to the sums in global
+/// memory. One thread for both; ordered, where it waits for turns, one for each.
 template <class C>
-__device__ inline void add_dq(const Params& p, unsigned base) {
+__device__ inline void add_dq(const Params& p, unsigned base, int first, int end) {
   using L = SharedBackward90<C>;
-  const auto add = [&](int g, int tile) {
-    bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * L::dq_second,
-             base + L::dq_at + L::dq_bytes * g,
-             L::dq_bytes);
-    bulk_commit();
-  };
   for (unsigned parity = 0;; parity ^= 1) {
-    for (int g = 0; g < 2; ++g) {
+    for (int g = first; g < end; ++g) {
       mbarrier_wait(base + L::dq_full + 8 * g, parity);
       const int tile = load_shared_word(base + L::dq_to + 4 * g);
       if (tile < 0) {
         bulk_wait<0>();
         return;
       }
-      if (C::ordered && g == 0)
-        wait_for_turn(p.dq_turns + 2 * tile, load_shared_word(base + L::dq_turn));
-      add(g, tile);
-      if constexpr (!C::ordered) {
-        bulk_wait_read<0>();
-        mbarrier_arrive(base + L::dq_empty + 8 * g);
-      } else if (g == 1) {
-        bulk_wait_read<0>();
-        for (int i = 0; i < 2; ++i) mbarrier_arrive(base + L::dq_empty + 8 * i);
+      int* turns = p.dq_turns + 2 * tile + g;
+      if constexpr (C::ordered) wait_for_turn(turns, load_shared_word(base + L::dq_turn + 4 * g));
+      bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * L::dq_second,
+               base + L::dq_at + L::dq_bytes * g,
+               L::dq_bytes);
+      bulk_commit();
+      bulk_wait_read<0>();
+      mbarrier_arrive(base + L::dq_empty + 8 * g);
+      if constexpr (C::ordered) {
         bulk_wait<0>();
-        pass_turn(p.dq_turns + 2 * tile);
+        pass_turn(turns);
       }
     }
   }

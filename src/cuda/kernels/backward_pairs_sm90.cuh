@@ -14,7 +14,7 @@ struct Pairs90 {
   /// Does every tile need the task? Else only one that is looked at reads it, and it takes no
   /// registers.
   static constexpr bool eager =
-      !Score::identity || C::dropout || C::inside_program || C::mask == MaskKind::program;
+      !Score::identity || C::inside_program || C::mask == MaskKind::program;
   const Params& p;
   unsigned slot, info;  // of the task and of the tile, in shared memory
   int group;
@@ -32,6 +32,10 @@ struct Pairs90 {
   __device__ __forceinline__
   Pairs90(const Params& params, unsigned base, unsigned task, int my_group, int at)
       : p(params), slot(task), group(my_group) {
+    go_to(base, at);
+  }
+  /// Another query tile of the same task.
+  __device__ __forceinline__ void go_to(unsigned base, int at) {
     info = base + L::info + L::info_bytes * at;
     lse = base + L::lse + at * L::stats_bytes;
     looked = load_shared_word(info + L::info_look) >> group & 1;
@@ -121,6 +125,7 @@ struct Pairs90 {
   }
   __device__ __forceinline__ void drop() {
     if constexpr (C::dropout) {
+      if constexpr (!eager) read_task();
 #pragma unroll
       for (int w = 0; w < m / 64; ++w) {
         dropped[w] = 0;
@@ -135,16 +140,20 @@ struct Pairs90 {
     return false;
   }
 
-  /// S^T to P^T.
-  __device__ __forceinline__ void weights(float (&acc)[m / 8][4]) {
+  /// S^T to P^T as if all pairs were kept, of 8 n queries from 8 `first` on.
+  template <int first, int n>
+  __device__ __forceinline__ void exponentials(float (&acc)[m / 8][4]) {
     const float unit = p.scale * log2_e;
 #pragma unroll
-    for (int c = 0; c < m / 8; ++c) {
+    for (int c = first; c < first + n; ++c) {
       const float2 top = of_rows(lse, c);
 #pragma unroll
       for (int e = 0; e < 4; ++e)
         acc[c][e] = exp2_fast(fmaf(acc[c][e], unit, e & 1 ? -top.y : -top.x));
     }
+  }
+  /// Then the others have no weight.
+  __device__ __forceinline__ void mask(float (&acc)[m / 8][4]) {
     if (looked) {
       if constexpr (!eager) read_task();
 #pragma unroll
@@ -154,15 +163,37 @@ struct Pairs90 {
           if (!kept(c, e)) acc[c][e] = 0.0f;
     }
   }
+  /// Both.
+  __device__ __forceinline__ void weights(float (&acc)[m / 8][4]) {
+    exponentials<0, m / 8>(acc);
+    mask(acc);
+  }
+
+  /// What dP is added to: -delta.
+  template <int n>
+  __device__ __forceinline__ void start_gradients(float (&dp)[n][4]) const {
+    if constexpr (C::dropout) return;
+#pragma unroll
+    for (int c = 0; c < n; ++c) {
+      const float2 d = of_rows(lse + L::delta - L::lse, c);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) dp[c][e] = e & 1 ? -d.y : -d.x;
+    }
+  }
 
   /// dP^T to dS^T = P * (dP - delta), of 8 n queries from 8 `first` on; a masked pair has none,
   /// whatever V holds.
-  template <int n>
+  template <bool started = false, int n>
   __device__ __forceinline__ void gradients(const float (&weight)[m / 8][4],
                                             float (&dp)[n][4],
                                             int first = 0) const {
 #pragma unroll
     for (int c = 0; c < n; ++c) {
+      if constexpr (started && !C::dropout) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) dp[c][e] *= weight[first + c][e];
+        continue;
+      }
       const float2 d = of_rows(lse + L::delta - L::lse, first + c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {

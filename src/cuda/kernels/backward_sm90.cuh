@@ -20,8 +20,8 @@
 
 namespace undivided::cuda {
 
-/// acc = A B^T: 64 keys at `a` times the 8 n queries at `b`.
-template <class C, int d, int n>
+/// acc = A B^T: 64 keys at `a` times the 8 n queries at `b`; `more`: added to acc.
+template <class C, int d, bool more = false, int n>
 __device__ __forceinline__ void multiply_rows90(float (&acc)[n][4], unsigned a, unsigned b) {
   using L = SharedBackward90<C>;
   using Product = Wgmma<typename C::Element, 8 * n>;
@@ -30,7 +30,7 @@ __device__ __forceinline__ void multiply_rows90(float (&acc)[n][4], unsigned a, 
   for (int i = 0; i < (d + 15) / 16; ++i) {
     const auto u = x + (i / 4 * L::key_slab + i % 4 * 32) / 16;
     const auto v = y + (i / 4 * L::row_slab + i % 4 * 32) / 16;
-    if (i == 0)
+    if (i == 0 && !more)
       Product::set_rows(acc, u, v);
     else
       Product::add_rows(acc, u, v);
@@ -134,6 +134,10 @@ struct Consumer90Base {
   __device__ __forceinline__ bool is_last() const {
     return load_shared_word(info() + L::info_last);
   }
+  __device__ __forceinline__ int sums() const { return load_shared_word(info() + L::info_sums); }
+  __device__ __forceinline__ int turn() const {
+    return C::ordered ? load_shared_word(info() + L::info_turn) : 0;
+  }
   /// Q and dO are no longer read. Was it the last tile?
   __device__ __forceinline__ bool leave_tile() {
     const bool last = is_last();
@@ -152,9 +156,10 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   using T = typename C::Element;
   using Base::base, Base::p, Base::ring;
   static constexpr int m = C::m;
-  static constexpr bool early = Score::identity && m == 64;
+  /// P of the next tile is made while dK and dQ of one are, dV while its dS is.
+  static constexpr bool ahead = Score::identity && m == 64 && !L::broad;
   static constexpr int parts = L::broad ? 2 : 1;  // of the queries, in which dP is made
-  static_assert(early || !L::broad);
+  static_assert(!L::broad || (Score::identity && m == 64));
   int group;
   unsigned step = 0;
 
@@ -193,19 +198,18 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   /// Leaves a dQ tile to that warp.
   __device__ __forceinline__ void leave_dq(const float (&dq)[8][4],
                                            const float (&rest)[4][4],
-                                           unsigned info) {
+                                           int sums,
+                                           int turn) {
     mbarrier_wait(base + L::dq_empty + 8 * group, (step & 1) ^ 1);
     stage_dq(dq, 0);
     if constexpr (L::broad) stage_dq(rest, 8);
     if ((threadIdx.x & 127) == 0) {
-      store_shared_word(base + L::dq_to + 4 * group, load_shared_word(info + L::info_sums));
-      if (C::ordered && group == 0)
-        store_shared_word(base + L::dq_turn, load_shared_word(info + L::info_turn));
+      store_shared_word(base + L::dq_to + 4 * group, sums);
+      if constexpr (C::ordered) store_shared_word(base + L::dq_turn + 4 * group, turn);
     }
     async_proxy_fence();
     __syncwarp();
     this->free(L::dq_full + 8 * group);
-    ++step;
   }
 
   __device__ void run() {
@@ -215,8 +219,12 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       clear(dk);
       clear(dv);
       if (any) {
+        if constexpr (ahead) {
+          tiles(slot, dk, dv);
+        } else {
 #pragma unroll 1
-        while (!tile(slot, dk, dv, captured)) {
+          while (!tile(slot, dk, dv, captured)) {
+          }
         }
         this->done_with_keys();
       }
@@ -233,6 +241,85 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     this->free(L::dq_full + 8 * group);
   }
 
+  /// S^T of the query tile of the stage at hand.
+  __device__ __forceinline__ void start_scores(float (&acc)[m / 8][4]) {
+    mbarrier_wait(base + L::q_full + 8 * ring.at(), ring.parity());
+    wgmma_fence();
+    multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + L::q_at + L::q_bytes * ring.at());
+  }
+
+  /// The query tiles of a task. What a warpgroup computes itself goes on beside products that ask
+  /// little of shared memory: dS beside dV, P of the next tile, halved, beside dK and dQ. The
+  /// warpgroups meet only where dQ takes the dS of both, and may be half a tile apart.
+  __device__ __forceinline__ void tiles(unsigned slot,
+                                        float (&dk)[C::dqk / 8][4],
+                                        float (&dv)[C::dv / 8][4]) {
+    // The rest is made beside dQ, where registers allow it.
+    constexpr int first = C::consumer_registers < 240 ? m / 8 : m / 16;
+    float acc[m / 8][4];
+    start_scores(acc);
+    wgmma_wait<0>();
+    pin(acc);
+    Pairs90<C, Mask, Score> pairs(p, base, slot, group, ring.at());
+    pairs.weights(acc);
+#pragma unroll 1
+    for (bool last = false; !last; ++step) {
+      const int at = ring.at();
+      const unsigned q = base + L::q_at + L::q_bytes * at;
+      const unsigned dout = base + L::dout_at + L::dout_bytes * at;
+      const unsigned ds_at = base + L::ds_at + L::ds_bytes * (step & 1);
+      const unsigned ds_full = L::ds_full + 8 * (step & 1);
+      float dp[m / 8][4];
+      unsigned ds[m / 16][4], left[m / 16][4];
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+      pairs.start_gradients(dp);
+      wgmma_fence();
+      multiply_rows90<C, C::dv, !C::dropout>(dp, base + L::v_at + group * 8192, dout);
+      pairs.drop();
+      pairs.fragments(left, acc);
+      wgmma_fence();
+      add_rows90<C, C::dv>(dv, left, dout);
+      wgmma_wait<1>();
+      pin(dp);
+      pairs.template gradients<true>(acc, dp);
+      to_fragments<T, m>(ds, dp);
+      store_ds90<C>(ds, ds_at, group * 64);
+      __syncwarp();
+      this->free(ds_full);
+      last = this->is_last();
+      const int sums = this->sums(), turn = this->turn();
+      // ptxas makes products wait for each other that are under way where branches meet.
+      wgmma_wait<0>();
+      pin(dv);
+      this->free(L::dout_empty + 8 * at);
+      ring.next();
+      if (last) {
+        wgmma_fence();
+        add_rows90<C, C::dqk>(dk, ds, q);
+      } else {
+        start_scores(acc);
+        add_rows90<C, C::dqk>(dk, ds, q);
+        wgmma_wait<1>();
+        pin(acc);
+        pairs.go_to(base, ring.at());
+        pairs.template exponentials<0, first>(acc);
+        pin(acc);
+      }
+      mbarrier_wait(base + ds_full, step >> 1 & 1);
+      float dq[8][4], rest[4][4];
+      wgmma_fence();
+      queries(dq, ds_at, base + group * L::key_slab);
+      pairs.template exponentials<first, m / 8 - first>(acc);  // after the last: no use, no harm
+      wgmma_wait<1>();
+      pin(dk);
+      this->free(L::q_empty + 8 * at);
+      wgmma_wait<0>();
+      pin(dq);
+      leave_dq(dq, rest, sums, turn);
+      if (!last) pairs.mask(acc);
+    }
+  }
+
   /// One query tile. Was it the last?
   __device__ __forceinline__ bool tile(unsigned slot,
                                        float (&dk)[C::dqk / 8][4],
@@ -243,13 +330,22 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
     const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
     float acc[m / 8][4], dp[m / 8 / parts][4];
+    Pairs90<C, Mask, Score> pairs(p, base, slot, group, at);
+    constexpr bool started = Score::identity && !L::broad;
+    if constexpr (started) {
+      pairs.start_gradients(dp);
+      pin(dp);
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+    }
     wgmma_fence();
     multiply_rows90<C, C::dqk>(acc, base + group * 8192, base + q);
-    mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
-    wgmma_fence();
-    multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout);
+    if constexpr (!started) {
+      mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
+      wgmma_fence();
+    }
+    multiply_rows90<C, C::dv, started && !C::dropout>(
+        dp, base + L::v_at + group * 8192, base + dout);
 
-    Pairs90<C, Mask, Score> pairs(p, base, slot, group, at);
     unsigned ds[m / 16][4];
     if constexpr (Score::identity) {
       wgmma_wait<1>();
@@ -286,22 +382,13 @@ struct BackwardConsumer90 : Consumer90Base<C> {
           multiply_rows90<C, C::dv>(dp, base + L::v_at + group * 8192, base + dout + n * 2048);
         add_rows90<C, C::dv>(dv, left, base + dout + part * n * 2048);
       }
-    } else if constexpr (early) {  // dV meanwhile: where registers hold P in both forms beside dP
-      unsigned left[m / 16][4];
-      pairs.fragments(left, acc);
-      wgmma_fence();
-      add_rows90<C, C::dv>(dv, left, base + dout);
-      wgmma_wait<1>();
-      pin(dp);
-      pairs.gradients(acc, dp);
-      to_fragments<T, m>(ds, dp);
     } else {
       unsigned left[m / 16][4];
       wgmma_wait<0>();
       pin(acc);
       pin(dp);
       if constexpr (Score::identity)
-        pairs.gradients(acc, dp);
+        pairs.template gradients<true>(acc, dp);
       else
         pairs.both(acc, dp, captured);
       to_fragments<T, m>(ds, dp);
@@ -336,7 +423,8 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       this->free(L::ds_empty);
     }
     this->free(L::dout_empty + 8 * at);
-    leave_dq(dq, rest, this->info());
+    leave_dq(dq, rest, this->sums(), this->turn());
+    ++step;
     const bool last = this->is_last();
     wgmma_wait<0>();
     pin(dk);
@@ -370,7 +458,7 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       mbarrier_init(base + L::dout_empty + 8 * i, 8);
     }
     for (int g = 0; g < 2; ++g) {
-      mbarrier_init(base + L::ds_full + 8 * g, 4);
+      mbarrier_init(base + L::ds_full + 8 * g, L::wide ? 4 : 8);
       mbarrier_init(base + L::ds_empty + 8 * g, 8);
       mbarrier_init(base + L::dq_full + 8 * g, 4);  // wide: of P, full and empty
       mbarrier_init(base + L::dq_empty + 8 * g, 1);
@@ -400,7 +488,8 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       BackwardScheduler90<C>{p, schedule, base, lead}.run();
     else if (C::capture != Capture::largest && lead) {
       const int group = warp / 2;  // warps 1 and 3
-      if (!L::wide && group == 0) add_dq<C>(p, base);
+      if (!L::wide && C::ordered) add_dq<C>(p, base, group, group + 1);
+      if (!L::wide && !C::ordered && group == 0) add_dq<C>(p, base, 0, 2);
       if (L::wide && C::ordered && L::dq_columns(group) > 0) keep_turns<C>(p, base, group);
     }
   } else {
