@@ -12,7 +12,8 @@
 // and warpgroup 1 makes P again. dQ is added to its sums in global memory from registers.
 #pragma once
 
-#include "kernels/backward_sm90.cuh"
+#include "kernels/backward_consume_sm90.cuh"
+#include "kernels/backward_pairs_sm90.cuh"
 
 namespace undivided::cuda {
 
