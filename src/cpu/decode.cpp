@@ -67,6 +67,7 @@ void Decode::visit(std::int64_t j0) {
   ahead_.middle = ahead_.row + next_rows_;
   ahead_.end = ahead_.middle + next_rows_;
   ahead_.at = ahead_.due = ahead_.spent = 0;
+  near_ = false;
 }
 
 void Decode::scores(int first, int rows, int count, const float* q_t, float* s) {
@@ -81,6 +82,22 @@ void Decode::scores(int first, int rows, int count, const float* q_t, float* s) 
                             memory_.kt,
                             s,
                             ahead_);
+}
+
+void Decode::softmax(int first, int rows, float* s, float* m, float* l, float* alpha, int vectors) {
+  constexpr std::int64_t near_bytes = 256;  // of a row: what the first cache can hold
+  run_.setup.decode->softmax(s,
+                             rows,
+                             run_.factor,
+                             run_.slack,
+                             m,
+                             l,
+                             alpha,
+                             vectors,
+                             near_ ? nullptr : memory_.rows[0] + rows_ + first,
+                             static_cast<int>(std::min(ahead_.v_bytes, near_bytes)),
+                             ahead_);
+  near_ = true;
 }
 
 void Decode::outputs(

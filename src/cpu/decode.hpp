@@ -25,6 +25,8 @@ class Decode {
   void visit(std::int64_t j0);
   /// Scores of its rows [first, first + rows) for `count` queries; s begins at `first`.
   void scores(int first, int rows, int count, const float* q_t, float* s);
+  /// Dots::softmax of scores of its rows from `first` on.
+  void softmax(int first, int rows, float* s, float* m, float* l, float* alpha, int vectors);
   /// Of queries from `query` on.
   void outputs(int first, int rows, int query, int count, const float* p, const float* alpha);
   /// Outputs to [columns][lanes].
@@ -39,6 +41,7 @@ class Decode {
   Sequence sequence_;
   std::int64_t b_ = 0, kv_head_ = 0, high_ = 0, next_ = -1;
   int count_ = 0, rows_ = 0, next_rows_ = 0;
+  bool near_ = false;  // are V's rows of this tile on their way to the first cache?
   Ahead ahead_;
 };
 

@@ -139,7 +139,8 @@ using AccumulateKeys = void(const Outer* parts,
 /// done, so that the requests are spread over the tile.
 struct Ahead {
   static constexpr int whole = 1 << 12;
-  static constexpr int step = 256;  // bytes: the processor brings the lines beside by itself
+  static constexpr int step = 256;  // bytes of a request, which asks for every other line: the
+                                    // processor brings those between by itself
   const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
   std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
   int pace = 0;                                   // requests, times `whole`, for a weight of 1
@@ -150,6 +151,19 @@ struct Ahead {
 /// The products of a tile of few queries, of one sub-block or of two that follow each other. K and
 /// V are rows of any dtype where the caller has them. Bits are those of Products.
 struct DecodeProducts {
+  /// The softmax that leaves weights in pairs. It asks for what is due, and for `rows` rows of V,
+  /// of which the first cache then has what the outputs read; null for Dots::softmax.
+  void (*softmax)(float* s,
+                  int rows,
+                  float c,
+                  float slack,
+                  float* m,
+                  float* l,
+                  float* alpha,
+                  int vectors,
+                  const std::byte* const* v,
+                  int v_bytes,
+                  Ahead& ahead);
   /// s[row][lane] as Products, rows rounded up to the width. `kt` is
   /// [2][decode_columns][key_block]. A second sub-block's s lies key_block rows after the first
   /// one's, its q_t right behind.

@@ -41,15 +41,7 @@ class RowState {
       tiles.prefetch();
       float* p = tiles.scores(sub);
       ask();
-      const auto softmax = tiles.pairs_weights() ? run.setup.dots->softmax : run.kernels.softmax;
-      softmax(p,
-              range.size(),
-              run.factor,
-              run.slack,
-              m(sub),
-              l(sub),
-              alpha + sub % 2 * lanes_,
-              tiles.vectors(sub));
+      tiles.softmax(sub, p, m(sub), l(sub), alpha + sub % 2 * lanes_);
       if (run.spec.dropout) tiles.drop(sub, p);
       clear();
       tiles.accumulate_values(sub, p, alpha, begun_[sub], o(sub));

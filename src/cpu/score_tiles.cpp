@@ -349,6 +349,14 @@ float* ScoreTiles::scores(int sub, float* raw) {
   return s;
 }
 
+void ScoreTiles::softmax(int sub, float* s, float* m, float* l, float* alpha) {
+  const RowRange& range = memory_.ranges[sub];
+  if (pairs_weights() && decode_.used())
+    return decode_.softmax(range.begin, range.size(), s, m, l, alpha, vectors(sub));
+  const auto as = pairs_weights() ? run_.setup.dots->softmax : kernels_.softmax;
+  as(s, range.size(), run_.factor, run_.slack, m, l, alpha, vectors(sub));
+}
+
 void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t) {
   const RowRange& range = memory_.ranges[sub];
   const int lanes = kernels_.lanes;

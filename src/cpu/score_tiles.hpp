@@ -94,6 +94,8 @@ class ScoreTiles {
   float* scores(int sub, float* raw = nullptr);
   /// Does the softmax leave weights in pairs? Dropout wants them in rows.
   bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout; }
+  /// The softmax of those.
+  void softmax(int sub, float* s, float* m, float* l, float* alpha);
   /// o_t = alpha * o_t + V^T P over the range of a sub-block, V^T P alone unless `begun`; `p`
   /// begins at its first row and is rounded as the products want it. `alpha` is of all sub-blocks
   /// [sub % 2][lanes]: the decode tile makes two at once, when it meets the second.

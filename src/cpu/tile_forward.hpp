@@ -14,9 +14,10 @@ struct WeightsInRows {
 /// m is kept in log2 units. A lane whose maximum is still -inf keeps exponent base 0, so that its
 /// weights are exp2(-inf) = 0. `alpha` = exp2(old m - new m) is for the caller to scale O with. A
 /// lane keeps its m while the maximum is above it by `slack` at most.
-template <int NV, class Weights>
-static __attribute__((noinline)) void softmax_all(
-    float* s, int rows, float c, float slack, float* m, float* l, float* alpha) {
+/// `beside` is called for every two rows.
+template <int NV, class Weights, class F>
+UNDIVIDED_VEC void softmax_all(
+    float* s, int rows, float c, float slack, float* m, float* l, float* alpha, F&& beside) {
   const vf infinity = set1(-__builtin_inff()), factor = set1(c), zero = set1(0.0f);
   constexpr int chains = 4;  // a maximum waits for the one before it
   vf high[NV], part[chains][NV], base[NV], even[NV], odd[NV];
@@ -51,7 +52,7 @@ static __attribute__((noinline)) void softmax_all(
   }
   for (int v = 0; v < NV; ++v) base[v] = sub(zero, base[v]);
   int r = 0;
-  for (; r + 2 <= rows; r += 2)
+  for (; r + 2 <= rows; r += 2) {
     for (int v = 0; v < NV; ++v) {
       float* at = s + r * lanes + v * W;
       const vf a = exp2_of(fma(load(at), factor, base[v]));
@@ -60,6 +61,8 @@ static __attribute__((noinline)) void softmax_all(
       even[v] = add(even[v], a);
       odd[v] = add(odd[v], b);
     }
+    beside(r);
+  }
   if (r < rows)
     for (int v = 0; v < NV; ++v) {
       float* at = s + r * lanes + v * W;
@@ -70,11 +73,17 @@ static __attribute__((noinline)) void softmax_all(
   for (int v = 0; v < NV; ++v) store(l + v * W, add(load(l + v * W), add(even[v], odd[v])));
 }
 
+template <int NV, class Weights>
+static __attribute__((noinline)) void softmax_part(
+    float* s, int rows, float c, float slack, float* m, float* l, float* alpha) {
+  softmax_all<NV, Weights>(s, rows, c, slack, m, l, alpha, [](int) {});
+}
+
 template <class Weights>
 static void softmax_tile(
     float* s, int rows, float c, float slack, float* m, float* l, float* alpha, int vectors) {
-  vectors == 1 ? softmax_all<1, Weights>(s, rows, c, slack, m, l, alpha)
-               : softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha);
+  vectors == 1 ? softmax_part<1, Weights>(s, rows, c, slack, m, l, alpha)
+               : softmax_part<2, Weights>(s, rows, c, slack, m, l, alpha);
 }
 
 /// What `end_of_row` gives without a sink, of all lanes. log2(l) = e + 2 log2(e) atanh(s), where

@@ -36,12 +36,14 @@ template <bool R2, bool N2>
 static __attribute__((noinline)) void matrix_decode_scores_part(
     KeyTile k, KeyTile k2, int words, const float* q_t, int rows, float* s, Ahead& ahead) {
   using Sums = TileSums<R2, N2>;
+  Ahead a = ahead;
   Sums::clear();
   for (int w = 0; w < words; w += edge) {
     Sums::template add_rows<!R2>(
         k.at + 4 * w, k.stride, k2.at + 4 * w, k2.stride, q_t + w * lanes, lanes);
-    ask(ahead, 4);
+    ask(a, 2);
   }
+  ahead = a;
   if (R2 || rows >= edge) return Sums::store_to(s, lanes);
   alignas(64) float part[edge * lanes];  // rows past the last are another tile's
   Sums::store_to(part, lanes);
@@ -102,71 +104,108 @@ static void weights_by_query(const float* p, int first, int end, float* to) {
 /// Of 32 columns of O: those that one shuffle leaves together lie together.
 constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
 
+template <int NV>
+static __attribute__((noinline)) void matrix_decode_softmax_part(float* s,
+                                                                 int rows,
+                                                                 float c,
+                                                                 float slack,
+                                                                 float* m,
+                                                                 float* l,
+                                                                 float* alpha,
+                                                                 const std::byte* const* v,
+                                                                 int v_bytes,
+                                                                 Ahead& ahead) {
+  Ahead a = ahead;
+  softmax_all<NV, WeightsInPairs>(s, rows, c, slack, m, l, alpha, [&](int r) {
+    for (int i = 0; v && i < 2; ++i)
+      for (int at = 0; at < v_bytes; at += 64) __builtin_prefetch(v[r + i] + at, 0, 3);
+    ask(a, NV);
+  });
+  ahead = a;
+}
+
+static void matrix_decode_softmax(float* s,
+                                  int rows,
+                                  float c,
+                                  float slack,
+                                  float* m,
+                                  float* l,
+                                  float* alpha,
+                                  int vectors,
+                                  const std::byte* const* v,
+                                  int v_bytes,
+                                  Ahead& ahead) {
+  const auto part = vectors == 1 ? matrix_decode_softmax_part<1> : matrix_decode_softmax_part<2>;
+  part(s, rows, c, slack, m, l, alpha, v, v_bytes, ahead);
+}
+
 /// Rows of V in pairs, 32 columns of each: pair i becomes row i of two tiles that lie side by side.
-UNDIVIDED_VEC void weave(const std::byte* const* v, int first, int end, int c, float* to) {
-  for (int i = first; i < end; ++i) {
+UNDIVIDED_VEC void weave(const std::byte* const* v, int pairs, int c, float* to, Ahead& ahead) {
+  for (int i = 0; i < pairs; ++i) {
     const __m512i even = _mm512_loadu_si512(v[2 * i] + 2 * c),
                   odd = _mm512_loadu_si512(v[2 * i + 1] + 2 * c);
     store(to + i * lanes, as_f(_mm512_unpacklo_epi16(even, odd)));
     store(to + i * lanes + edge, as_f(_mm512_unpackhi_epi16(even, odd)));
+    if (i % 4 == 3) ask(ahead, 1);
   }
 }
 
 constexpr int group_tile = edge * edge, matrix_groups = matrix_decode_rows / edge;
 
-/// o += weights * woven, 32 columns of one or two groups of 16 queries, by halves of 32 keys.
-template <bool R2, class F>
-UNDIVIDED_VEC void add_woven(const float* weights,
-                             const float* woven,
-                             int halves,
-                             float* o,
-                             std::int64_t o_stride,
-                             F&& between) {
-  using Sums = TileSums<R2, true>;
-  Sums::load_from(o, o_stride);
-  for (int h = 0; h < halves; ++h) {
-    const float* w = weights + h * matrix_groups * group_tile;
-    Sums::add(w, w + group_tile, woven + h * edge * lanes, lanes);
-    between(h);
-  }
-  Sums::store_to(o, o_stride);
+/// Weights of one or two groups of 16 queries and one or two halves of a block, to registers.
+template <bool G2, bool H2>
+UNDIVIDED_VEC void load_weights(const float* weights) {
+  constexpr int half = matrix_groups * group_tile;
+  settled(weights);
+  _tile_loadd(4, weights, 64);
+  if constexpr (G2) _tile_loadd(5, weights + group_tile, 64);
+  if constexpr (H2) _tile_loadd(6, weights + half, 64);
+  if constexpr (G2 && H2) _tile_loadd(7, weights + half + group_tile, 64);
 }
 
-/// Weights of `count` queries [half][group of 16][query][pair], times rows of V. Of several groups
-/// the next columns are woven between the products of these.
+/// o += those weights * woven, 32 columns.
+template <bool G2, bool H2>
+UNDIVIDED_VEC void add_woven(const float* woven, float* o, std::int64_t o_stride, Ahead& ahead) {
+  const auto bytes = static_cast<std::size_t>(o_stride) * 4;
+  settled(woven);
+  settled(o);
+  for (int c = 0; c < 2 * edge; c += edge) {
+    _tile_loadd(2, woven + c, lane_bytes);
+    _tile_loadd(0, o + c, bytes);
+    _tile_dpbf16ps(0, 4, 2);
+    if constexpr (G2) _tile_loadd(1, o + edge * o_stride + c, bytes);
+    if constexpr (G2) _tile_dpbf16ps(1, 5, 2);
+    if constexpr (H2) _tile_loadd(3, woven + edge * lanes + c, lane_bytes);
+    if constexpr (H2) _tile_dpbf16ps(0, 6, 3);
+    if constexpr (G2 && H2) _tile_dpbf16ps(1, 7, 3);
+    _tile_stored(0, o + c, bytes);
+    if constexpr (G2) _tile_stored(1, o + edge * o_stride + c, bytes);
+    ask(ahead, 2);
+  }
+}
+
+/// Weights of `count` queries [half][group of 16][query][pair], times rows of V. The next columns
+/// are woven before the products of these, because a tile load waits for stores to reach the cache.
+template <bool G2, bool H2>
 static __attribute__((noinline)) void matrix_decode_outputs_of(const std::byte* const* v,
-                                                               int halves,
                                                                int columns,
                                                                const float* weights,
                                                                int count,
                                                                float* o,
                                                                std::int64_t o_stride,
                                                                Ahead& ahead) {
+  constexpr int pairs = H2 ? 2 * edge : edge;
   alignas(64) float woven[2][key_block / 2 * lanes];
-  const bool early = count > edge;
-  const int share = count > lanes ? edge / 2 : edge;
-  if (early) weave(v, 0, halves * edge, 0, woven[0]);
+  Ahead a = ahead;
+  weave(v, pairs, 0, woven[0], a);
   for (int c = 0; c < columns; c += 32) {
-    float *now = woven[c / 32 % 2], *next = woven[(c / 32 + 1) % 2];
-    if (!early) {
-      weave(v, 0, halves * edge, c, now);
-      ask(ahead, 8);
-    }
+    if (c + 32 < columns) weave(v, pairs, c + 32, woven[(c / 32 + 1) % 2], a);
     for (int g = 0; g * edge < count; g += 2) {
-      const auto between = [&](int h) {
-        if (!early) return;
-        const int from = h * edge + g / 2 * share;
-        if (c + 32 < columns) weave(v, from, from + share, c + 32, next);
-        ask(ahead, 8);
-      };
-      const float* w = weights + g * group_tile;
-      float* to = o + g * edge * o_stride + c;
-      if (count - g * edge > edge)
-        add_woven<true>(w, now, halves, to, o_stride, between);
-      else
-        add_woven<false>(w, now, halves, to, o_stride, between);
+      if (c == 0 || count > lanes) load_weights<G2, H2>(weights + g * group_tile);
+      add_woven<G2, H2>(woven[c / 32 % 2], o + g * edge * o_stride + c, o_stride, a);
     }
   }
+  ahead = a;
 }
 
 static void matrix_decode_outputs(const std::byte* const* v,
@@ -203,17 +242,12 @@ static void matrix_decode_outputs(const std::byte* const* v,
                        (end + 1) / 2 - pair,
                        weights + (h * matrix_groups + g) * group_tile);
   }
-  // One group follows the memory more evenly by 32 keys at a time; more spare loads of O.
-  const int at_once = count > edge ? halves : 1;
-  for (int h = 0; h < halves; h += at_once)
-    matrix_decode_outputs_of(v + 32 * h,
-                             at_once,
-                             columns,
-                             weights + h * matrix_groups * group_tile,
-                             count,
-                             o,
-                             o_stride,
-                             ahead);
+  const bool two = count > edge;
+  const auto part = halves == 2 ? two ? matrix_decode_outputs_of<true, true>
+                                      : matrix_decode_outputs_of<false, true>
+                    : two ? matrix_decode_outputs_of<true, false>
+                                : matrix_decode_outputs_of<false, false>;
+  part(v, columns, weights, count, o, o_stride, ahead);
 }
 
 static void matrix_decode_lanes(
@@ -231,7 +265,7 @@ static void matrix_decode_lanes(
 }
 
 static constexpr DecodeProducts matrix_decode = {
-    matrix_decode_scores, matrix_decode_outputs, matrix_decode_lanes};
+    matrix_decode_softmax, matrix_decode_scores, matrix_decode_outputs, matrix_decode_lanes};
 
 static const Dots matrix = {
     {matrix_scores, matrix_accumulate, nullptr},
