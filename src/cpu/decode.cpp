@@ -13,6 +13,12 @@ std::int64_t padded_columns(const Setup& setup) {
   return (setup.spec.dv + step - 1) / step * step;
 }
 
+std::int64_t row_bytes(const Spec& spec, std::int64_t d) {
+  return d * static_cast<std::int64_t>(size_of(spec.dtype));
+}
+
+std::int64_t pieces_of(std::int64_t bytes) { return (bytes + Ahead::step - 1) / Ahead::step; }
+
 }  // namespace
 
 Decode::Memory::Memory(Arena& arena, const Setup& setup) {
@@ -20,7 +26,16 @@ Decode::Memory::Memory(Arena& arena, const Setup& setup) {
   kt = arena.take<float>(2 * decode_columns * key_block);
   o = arena.take<float>(setup.decode_most * padded_columns(setup));
   for (auto& r : rows) r = arena.take<const std::byte*>(2 * key_block);
+  const Spec& spec = setup.spec;
+  pieces = arena.take<const std::byte*>(
+      key_block * (pieces_of(row_bytes(spec, spec.dqk)) + pieces_of(row_bytes(spec, spec.dv))));
 }
+
+Decode::Decode(const Run& run, const Memory& memory)
+    : run_(run),
+      memory_(memory),
+      k_bytes_(row_bytes(run.spec, run.spec.dqk)),
+      v_bytes_(row_bytes(run.spec, run.spec.dv)) {}
 
 std::int64_t Decode::o_stride() const { return padded_columns(run_.setup); }
 
@@ -35,8 +50,6 @@ void Decode::begin(
   next_ = -1;
   ahead_ = {};
   ahead_.spent = 512;
-  ahead_.k_bytes = run_.spec.dqk * static_cast<std::int64_t>(size_of(run_.spec.dtype));
-  ahead_.v_bytes = run_.spec.dv * static_cast<std::int64_t>(size_of(run_.spec.dtype));
   const int rows = std::min((count + 15) / 16 * 16, run_.setup.decode_most);
   std::fill_n(memory_.o, rows * o_stride(), 0.0f);
 }
@@ -48,8 +61,10 @@ int Decode::find_rows(std::int64_t j0, const std::byte** to) const {
     for (int done = 0; done < n;) {
       const KeyRun run =
           key_run(run_.spec, run_.args.kv, *view, sequence_, b_, kv_head_, j0 + done);
-      const auto end = static_cast<int>(std::min<std::int64_t>(n, done + run.count));
-      for (const std::byte* at = run.data; done < end; ++done, at += run.stride) *to++ = at;
+      const auto count = static_cast<int>(std::min<std::int64_t>(n - done, run.count));
+      for (int i = 0; i < count; ++i) to[i] = run.data + i * run.stride;
+      to += count;
+      done += count;
     }
   return n;
 }
@@ -59,15 +74,27 @@ void Decode::visit(std::int64_t j0) {
   rows_ = next_ == j0 ? next_rows_ : find_rows(j0, memory_.rows[0]);
   next_ = j0 + key_block;
   next_rows_ = next_ < high_ ? find_rows(next_, memory_.rows[1]) : 0;
-  // The last tile's work tells how much this one's will be.
-  const auto requests = [](std::int64_t bytes) { return (bytes + Ahead::step - 1) / Ahead::step; };
-  const std::int64_t due = next_rows_ * (requests(ahead_.k_bytes) + requests(ahead_.v_bytes));
-  ahead_.pace = static_cast<int>(due * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
-  ahead_.row = memory_.rows[1];
-  ahead_.middle = ahead_.row + next_rows_;
-  ahead_.end = ahead_.middle + next_rows_;
-  ahead_.at = ahead_.due = ahead_.spent = 0;
+  ask_for_next();
   near_ = false;
+}
+
+void Decode::ask_for_next() {
+  const std::byte **rows = memory_.rows[1], **end = rows + 2 * next_rows_;
+  const std::int64_t longest = std::max(k_bytes_, v_bytes_);
+  if (longest > Ahead::step) {  // else rows are pieces
+    const std::byte** to = memory_.pieces;
+    for (int i = 0; i < 2 * next_rows_; ++i)
+      for (std::int64_t at = 0; at < (i < next_rows_ ? k_bytes_ : v_bytes_); at += Ahead::step)
+        *to++ = rows[i] + at;
+    rows = memory_.pieces;
+    end = to;
+  }
+  ahead_.next = rows;
+  ahead_.end = end;
+  ahead_.apart = longest > 128 ? 128 : 0;
+  // The last tile's work tells how much this one's will be.
+  ahead_.pace = static_cast<int>((end - rows) * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
+  ahead_.due = ahead_.spent = 0;
 }
 
 void Decode::scores(int first, int rows, int count, const float* q_t, float* s) {
@@ -95,7 +122,7 @@ void Decode::softmax(int first, int rows, float* s, float* m, float* l, float* a
                              alpha,
                              vectors,
                              near_ ? nullptr : memory_.rows[0] + rows_ + first,
-                             static_cast<int>(std::min(ahead_.v_bytes, near_bytes)),
+                             static_cast<int>(std::min(v_bytes_, near_bytes)),
                              ahead_);
   near_ = true;
 }

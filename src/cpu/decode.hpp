@@ -14,9 +14,10 @@ class Decode {
     Memory() = default;
     Memory(Arena& arena, const Setup& setup);
     float *kt = nullptr, *o = nullptr;
-    const std::byte** rows[2] = {};  // of this tile and the next
+    const std::byte** rows[2] = {};      // of this tile and the next
+    const std::byte** pieces = nullptr;  // of those, see Ahead
   };
-  Decode(const Run& run, const Memory& memory) : run_(run), memory_(memory) {}
+  Decode(const Run& run, const Memory& memory);
 
   /// Rows of one KV head; keys from `high` on are not read.
   void begin(const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high);
@@ -34,12 +35,13 @@ class Decode {
 
  private:
   int find_rows(std::int64_t j0, const std::byte** to) const;
+  void ask_for_next();
   std::int64_t o_stride() const;
 
   const Run& run_;
   Memory memory_;
   Sequence sequence_;
-  std::int64_t b_ = 0, kv_head_ = 0, high_ = 0, next_ = -1;
+  std::int64_t b_ = 0, kv_head_ = 0, high_ = 0, next_ = -1, k_bytes_, v_bytes_;
   int count_ = 0, rows_ = 0, next_rows_ = 0;
   bool near_ = false;  // are V's rows of this tile on their way to the first cache?
   Ahead ahead_;

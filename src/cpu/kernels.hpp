@@ -135,17 +135,19 @@ using AccumulateKeys = void(const Outer* parts,
                             float* to,
                             std::int64_t to_stride);
 
-/// Rows of the K and V of the next tile: some bytes are asked for whenever work of some weight is
-/// done, so that the requests are spread over the tile.
+/// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
+/// whenever work of some weight is done, so that the requests are spread over the tile: a core has
+/// few buffers for lines on their way, and what waits for one of these is every load.
 struct Ahead {
   static constexpr int whole = 1 << 12;
-  static constexpr int step = 256;  // bytes of a request, which asks for every other line: the
-                                    // processor brings those between by itself
-  const std::byte *const *row = nullptr, *const *middle = nullptr, *const *end = nullptr;
-  std::int64_t k_bytes = 0, v_bytes = 0, at = 0;  // of a row; within the row
-  int pace = 0;                                   // requests, times `whole`, for a weight of 1
-  int due = 0;                                    // requests, times `whole`
-  int spent = 0;                                  // weight of the work done
+  /// Bytes of a piece. Every other line is asked for, at 0 and `apart`; the processor brings those
+  /// between by itself.
+  static constexpr int step = 256;
+  const std::byte *const *next = nullptr, *const *end = nullptr;
+  std::int64_t apart = 0;
+  int pace = 0;   // pieces, times `whole`, for a weight of 1
+  int due = 0;    // pieces, times `whole`
+  int spent = 0;  // weight of the work done
 };
 
 /// The products of a tile of few queries, of one sub-block or of two that follow each other. K and

@@ -31,14 +31,9 @@ constexpr int bytes_of = T == DType::f32 ? 4 : 2;
 /// Asks for what is due after work of some weight.
 UNDIVIDED_VEC void ask(Ahead& a, int weight) {
   a.spent += weight;
-  for (a.due += weight * a.pace; a.due >= Ahead::whole && a.row != a.end; a.due -= Ahead::whole) {
-    const std::int64_t bytes = a.row < a.middle ? a.k_bytes : a.v_bytes;
-    __builtin_prefetch(*a.row + a.at, 0, 2);
-    if (a.at + 128 < bytes) __builtin_prefetch(*a.row + a.at + 128, 0, 2);
-    a.at += Ahead::step;
-    if (a.at < bytes) continue;
-    a.at = 0;
-    ++a.row;
+  for (a.due += weight * a.pace; a.due >= Ahead::whole && a.next != a.end; a.due -= Ahead::whole) {
+    __builtin_prefetch(*a.next, 0, 2);
+    __builtin_prefetch(*a.next++ + a.apart, 0, 2);
   }
 }
 

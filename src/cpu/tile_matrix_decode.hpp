@@ -41,7 +41,7 @@ static __attribute__((noinline)) void matrix_decode_scores_part(
   for (int w = 0; w < words; w += edge) {
     Sums::template add_rows<!R2>(
         k.at + 4 * w, k.stride, k2.at + 4 * w, k2.stride, q_t + w * lanes, lanes);
-    ask(a, 2);
+    ask(a, 1 + (R2 ? 2 : 1) * (N2 ? 2 : 1));
   }
   ahead = a;
   if (R2 || rows >= edge) return Sums::store_to(s, lanes);
@@ -115,11 +115,16 @@ static __attribute__((noinline)) void matrix_decode_softmax_part(float* s,
                                                                  const std::byte* const* v,
                                                                  int v_bytes,
                                                                  Ahead& ahead) {
+  // Four lines of each row, or those there are.
+  const auto last = static_cast<std::size_t>(v_bytes - 64);
+  const std::size_t lines[3] = {last < 64 ? last : 64, last < 128 ? last : 128, last};
   Ahead a = ahead;
   softmax_all<NV, WeightsInPairs>(s, rows, c, slack, m, l, alpha, [&](int r) {
-    for (int i = 0; v && i < 2; ++i)
-      for (int at = 0; at < v_bytes; at += 64) __builtin_prefetch(v[r + i] + at, 0, 3);
-    ask(a, NV);
+    for (int i = 0; v && i < 2; ++i) {
+      __builtin_prefetch(v[r + i], 0, 3);
+      for (const std::size_t line : lines) __builtin_prefetch(v[r + i] + line, 0, 3);
+    }
+    ask(a, 1);
   });
   ahead = a;
 }
@@ -141,12 +146,15 @@ static void matrix_decode_softmax(float* s,
 
 /// Rows of V in pairs, 32 columns of each: pair i becomes row i of two tiles that lie side by side.
 UNDIVIDED_VEC void weave(const std::byte* const* v, int pairs, int c, float* to, Ahead& ahead) {
-  for (int i = 0; i < pairs; ++i) {
-    const __m512i even = _mm512_loadu_si512(v[2 * i] + 2 * c),
-                  odd = _mm512_loadu_si512(v[2 * i + 1] + 2 * c);
-    store(to + i * lanes, as_f(_mm512_unpacklo_epi16(even, odd)));
-    store(to + i * lanes + edge, as_f(_mm512_unpackhi_epi16(even, odd)));
-    if (i % 4 == 3) ask(ahead, 1);
+  for (int i = 0; i < pairs; i += 4, v += 8, to += 4 * lanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m512i even = _mm512_loadu_si512(v[2 * r] + 2 * c),
+                    odd = _mm512_loadu_si512(v[2 * r + 1] + 2 * c);
+      store(to + r * lanes, as_f(_mm512_unpacklo_epi16(even, odd)));
+      store(to + r * lanes + edge, as_f(_mm512_unpackhi_epi16(even, odd)));
+    }
+    ask(ahead, 1);
   }
 }
 
@@ -180,7 +188,7 @@ UNDIVIDED_VEC void add_woven(const float* woven, float* o, std::int64_t o_stride
     if constexpr (G2 && H2) _tile_dpbf16ps(1, 7, 3);
     _tile_stored(0, o + c, bytes);
     if constexpr (G2) _tile_stored(1, o + edge * o_stride + c, bytes);
-    ask(ahead, 2);
+    ask(ahead, (G2 ? 2 : 1) * (H2 ? 2 : 1));
   }
 }
 
