@@ -314,14 +314,15 @@ class Call {
       if (run_.args.o)
         rows[lane] = row_address(run_.spec, run_.args.o, tiles.sequence(), tiles.batch(), h, token);
     }
+    const auto unpack = setup_.dots ? setup_.dots->unpack : kernels_.unpack;
     if (run_.args.o)
-      kernels_.unpack(w.rows.o(sub),
-                      factor,
-                      tiles.lanes_of(sub),
-                      run_.args.o.dtype,
-                      run_.spec.dv,
-                      rows,
-                      row_write(run_.spec));
+      unpack(w.rows.o(sub),
+             factor,
+             tiles.lanes_of(sub),
+             run_.args.o.dtype,
+             run_.spec.dv,
+             rows,
+             row_write(run_.spec));
   }
 
   void keep_part(const ScoreTiles& tiles,

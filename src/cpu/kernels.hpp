@@ -273,6 +273,14 @@ struct Dots {
   void (*pair_queries)(
       const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride);
   AccumulateKeys* accumulate_keys;
+  /// Kernels::unpack, sooner to bf16: numbers too small for a normal one become 0.
+  void (*unpack)(const float* from,
+                 const float* factor,
+                 int count,
+                 DType dtype,
+                 int columns,
+                 std::byte* const* rows,
+                 Write how);
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 

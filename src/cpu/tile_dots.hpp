@@ -73,6 +73,35 @@ static void pair_queries_tile(
     }
 }
 
+/// Columns in pairs before rows and lanes change places: half as many to move, and whole lines.
+static void unpack_pairs_tile(const float* from,
+                              const float* factor,
+                              int count,
+                              DType dtype,
+                              int columns,
+                              std::byte* const* rows,
+                              Write how) {
+  if (dtype != DType::bf16 || columns % (2 * W) != 0)
+    return unpack_tile(from, factor, count, dtype, columns, rows, how);
+  const vf zero = set1(0.0f);
+  for (int first = 0; first < count; first += W) {
+    const vf f = load(factor + first);
+    const vm none = eq(f, zero);
+    for (int c = 0; c < columns; c += 2 * W) {
+      const auto column = [&](int i) {
+        return select(none, zero, mul(load(from + (c + i) * lanes + first), f));
+      };
+      vf a[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) a[i] = paired(column(2 * i), column(2 * i + 1));
+      transpose(a);
+#pragma GCC unroll 16
+      for (int x = 0; x < W; ++x)
+        if (first + x < count) store(reinterpret_cast<float*>(rows[first + x] + 2 * c), a[x]);
+    }
+  }
+}
+
 static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
   constexpr int chains = 16;
   vf acc[chains];
@@ -105,5 +134,6 @@ static const Dots dots = {
     pair_lanes_tile,
     pair_queries_tile,
     accumulate_keys_tile<PairDot, W>,
+    unpack_pairs_tile,
     pair_rounds,
 };

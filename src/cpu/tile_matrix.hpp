@@ -64,14 +64,16 @@ static void pack_panel_pairs(const std::byte* const* rows, int count, int column
 
 /// Rows of pairs to columns of pairs, and 0 for the rows that are missing.
 static void end_panel_pairs(int rows, int columns, float* to) {
+  alignas(64) static constexpr float none[edge] = {};
   const int pairs = (rows + 1) / 2;
   for (int c = 0; c < columns; c += edge)
     for (int half = 0; half * edge < pairs; ++half) {
       float* at = to + half_panel(c, half);
+      const std::byte* from[edge];
+      for (int i = 0; i < edge; ++i)
+        from[i] = reinterpret_cast<const std::byte*>(half * edge + i < pairs ? at + i * edge : none);
       vf a[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) a[i] = half * edge + i < pairs ? load(at + i * edge) : set1(0.0f);
-      transpose(a);
+      load_transposed(from, 0, a);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) store(at + i * edge, a[i]);
     }

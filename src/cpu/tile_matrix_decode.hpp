@@ -289,5 +289,6 @@ static const Dots matrix = {
     pair_lanes_tile,
     pair_queries_tile,
     matrix_accumulate_keys,
+    unpack_pairs_tile,
     tile_rounds,
 };

@@ -121,16 +121,22 @@ UNDIVIDED_VEC vf load_words(const std::byte* from, int bytes) {
   return load(part);
 }
 
-/// Rows in lanes: W columns at a time, `row(lane, column)` gives W columns of a row.
+/// Rows in lanes: W columns at a time, `row(lane, column)` gives W columns of a row. Where `rows`
+/// are given, whole ones are words as they lie.
 template <class F>
-UNDIVIDED_VEC void pack_lanes(int count, int columns, float* to, F&& row) {
+UNDIVIDED_VEC void pack_lanes(
+    int count, int columns, float* to, const std::byte* const* rows, int whole, F&& row) {
   const int end = whole_blocks(columns);
   for (int v = 0; v < 2; ++v)
     for (int c = 0; c < end; c += W) {
       vf a[W];
+      if (rows && (v + 1) * W <= count && c + W <= whole) {
+        load_transposed(rows + v * W, 4 * c, a);
+      } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) a[i] = v * W + i < count ? row(v * W + i, c) : set1(0.0f);
-      transpose(a);
+        for (int i = 0; i < W; ++i) a[i] = v * W + i < count ? row(v * W + i, c) : set1(0.0f);
+        transpose(a);
+      }
       const int n = end - c < W ? end - c : W;
       for (int i = 0; i < n; ++i) store(to + (c + i) * lanes + v * W, a[i]);
     }
@@ -140,13 +146,13 @@ static void pack_tile(
     const std::byte* const* rows, int count, DType dtype, int columns, float scale, float* to) {
   const vf factor = set1(scale);
   const int bytes = dtype == DType::f32 ? 4 : 2;
-  pack_lanes(count, columns, to, [&](int lane, int c) {
+  pack_lanes(count, columns, to, nullptr, 0, [&](int lane, int c) {
     return mul(load_columns(dtype, rows[lane] + c * bytes, columns - c), factor);
   });
 }
 
 static void pack_words_tile(const std::byte* const* rows, int count, int bytes, float* to) {
-  pack_lanes(count, (bytes + 3) / 4, to, [&](int lane, int c) {
+  pack_lanes(count, (bytes + 3) / 4, to, rows, bytes / 4, [&](int lane, int c) {
     return load_words(rows[lane] + c * 4, bytes - c * 4);
   });
 }
