@@ -25,6 +25,7 @@ Decode::Memory::Memory(Arena& arena, const Setup& setup) {
   if (!setup.decode) return;
   kt = arena.take<float>(2 * decode_columns * key_block);
   o = arena.take<float>(setup.decode_most * padded_columns(setup));
+  weights = arena.take<float>(setup.decode->weights ? setup.decode_most * key_block / 2 : 0);
   for (auto& r : rows) r = arena.take<const std::byte*>(2 * key_block);
   const Spec& spec = setup.spec;
   pieces = arena.take<const std::byte*>(
@@ -127,6 +128,11 @@ void Decode::softmax(int first, int rows, float* s, float* m, float* l, float* a
   near_ = true;
 }
 
+void Decode::weights(int first, int rows, int query, int count, const float* p) {
+  if (run_.setup.decode->weights)
+    run_.setup.decode->weights(p, first, rows, query, count, memory_.weights);
+}
+
 void Decode::outputs(
     int first, int rows, int query, int count, const float* p, const float* alpha) {
   run_.setup.decode->outputs(memory_.rows[0] + rows_,
@@ -134,7 +140,7 @@ void Decode::outputs(
                              first,
                              rows,
                              run_.spec.dv,
-                             p,
+                             run_.setup.decode->weights ? memory_.weights : p,
                              alpha,
                              count,
                              memory_.o + query * o_stride(),

@@ -13,7 +13,7 @@ class Decode {
   struct Memory {
     Memory() = default;
     Memory(Arena& arena, const Setup& setup);
-    float *kt = nullptr, *o = nullptr;
+    float *kt = nullptr, *o = nullptr, *weights = nullptr;
     const std::byte** rows[2] = {};      // of this tile and the next
     const std::byte** pieces = nullptr;  // of those, see Ahead
   };
@@ -28,6 +28,8 @@ class Decode {
   void scores(int first, int rows, int count, const float* q_t, float* s);
   /// Dots::softmax of scores of its rows from `first` on.
   void softmax(int first, int rows, float* s, float* m, float* l, float* alpha, int vectors);
+  /// Makes the weights of a tile's queries from `query` on ready for outputs().
+  void weights(int first, int rows, int query, int count, const float* p);
   /// Of queries from `query` on.
   void outputs(int first, int rows, int query, int count, const float* p, const float* alpha);
   /// Outputs to [columns][lanes].

@@ -150,8 +150,8 @@ struct Ahead {
   int spent = 0;  // weight of the work done
 };
 
-/// The products of a tile of few queries, of one sub-block or of two that follow each other. K and
-/// V are rows of any dtype where the caller has them. Bits are those of Products.
+/// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.
+/// Bits are those of Products.
 struct DecodeProducts {
   /// The softmax that leaves weights in pairs. It asks for what is due, and for `rows` rows of V,
   /// of which the first cache then has what the outputs read; null for Dots::softmax.
@@ -167,8 +167,7 @@ struct DecodeProducts {
                   int v_bytes,
                   Ahead& ahead);
   /// s[row][lane] as Products, rows rounded up to the width. `kt` is
-  /// [2][decode_columns][key_block]. A second sub-block's s lies key_block rows after the first
-  /// one's, its q_t right behind.
+  /// [2][decode_columns][key_block].
   void (*scores)(const std::byte* const* k,
                  DType dtype,
                  int first,
@@ -180,9 +179,12 @@ struct DecodeProducts {
                  float* kt,
                  float* s,
                  Ahead& ahead);
+  /// Weights of the queries from `query` on as outputs read them, from p of words as Products has
+  /// them, laid out like s; null where outputs read those.
+  void (*weights)(const float* p, int first, int rows, int query, int count, float* to);
   /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
-  /// p[row][query]), p of words as Products has them and laid out like s. Columns are in an order
-  /// of their own, `o_stride` is a multiple of two widths.
+  /// p[row][query]), of one sub-block, or of two if there is `weights`. Columns are in an order of
+  /// their own, `o_stride` is a multiple of two widths.
   void (*outputs)(const std::byte* const* v,
                   DType dtype,
                   int first,

@@ -279,12 +279,13 @@ void ScoreTiles::multiply(int sub) {
   const RowRange& range = memory_.ranges[sub];
   float* s = tile(sub) + range.begin * kernels_.lanes;
   pack_queries(sub);
-  if (two_at_once(sub)) {
+  const bool two = two_at_once(sub) && !decode_.used();
+  if (two) {
     pack_queries(sub + 1);
     made_ = sub + 1;
   }
   if (decode_.used())
-    decode_.scores(range.begin, range.size(), queries_at_once(sub), q_t(sub), s);
+    decode_.scores(range.begin, range.size(), lanes_of(sub), q_t(sub), s);
   else if (run_.setup.quantised)
     run_.setup.quantised->scores(memory_.k_blocks,
                                  memory_.k_factor,
@@ -297,7 +298,7 @@ void ScoreTiles::multiply(int sub) {
                                  memory_.q_offset + std::int64_t{sub} * kernels_.lanes,
                                  s,
                                  vectors(sub));
-  else if (two_at_once(sub))
+  else if (two)
     run_.setup.products().scores_of_two(memory_.k_blocks,
                                         range.begin,
                                         range.size(),
@@ -363,9 +364,9 @@ void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool b
   int first = range.begin, rows = range.size();
   if (run_.setup.dots && !pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
   if (decode_.used()) {
-    if (two_at_once(sub)) return;  // with the next one's
     const int from = sub > 0 && two_at_once(sub - 1) ? sub - 1 : sub;
-    p -= tile(sub) - tile(from);
+    decode_.weights(first, rows, (sub - from) * lanes, lanes_of(sub), p);
+    if (two_at_once(sub)) return;  // with the next one's
     alpha += from % 2 * lanes;
     return decode_.outputs(first, rows, from * lanes, queries_at_once(from), p, alpha);
   }

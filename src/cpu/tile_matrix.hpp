@@ -71,7 +71,8 @@ static void end_panel_pairs(int rows, int columns, float* to) {
       float* at = to + half_panel(c, half);
       const std::byte* from[edge];
       for (int i = 0; i < edge; ++i)
-        from[i] = reinterpret_cast<const std::byte*>(half * edge + i < pairs ? at + i * edge : none);
+        from[i] =
+            reinterpret_cast<const std::byte*>(half * edge + i < pairs ? at + i * edge : none);
       vf a[W];
       load_transposed(from, 0, a);
 #pragma GCC unroll 16

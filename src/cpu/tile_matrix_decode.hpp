@@ -32,19 +32,18 @@ static KeyTile key_tile(const std::byte* const* k, int n, int columns, float* co
   return {reinterpret_cast<const std::byte*>(copy), words * 4};
 }
 
-template <bool R2, bool N2>
+template <bool N2>
 static __attribute__((noinline)) void matrix_decode_scores_part(
-    KeyTile k, KeyTile k2, int words, const float* q_t, int rows, float* s, Ahead& ahead) {
-  using Sums = TileSums<R2, N2>;
+    KeyTile k, int words, const float* q_t, int rows, float* s, Ahead& ahead) {
+  using Sums = TileSums<false, N2>;
   Ahead a = ahead;
   Sums::clear();
   for (int w = 0; w < words; w += edge) {
-    Sums::template add_rows<!R2>(
-        k.at + 4 * w, k.stride, k2.at + 4 * w, k2.stride, q_t + w * lanes, lanes);
-    ask(a, 1 + (R2 ? 2 : 1) * (N2 ? 2 : 1));
+    Sums::template add_rows<true>(k.at + 4 * w, k.stride, nullptr, 0, q_t + w * lanes, lanes);
+    ask(a, N2 ? 3 : 2);
   }
   ahead = a;
-  if (R2 || rows >= edge) return Sums::store_to(s, lanes);
+  if (rows >= edge) return Sums::store_to(s, lanes);
   alignas(64) float part[edge * lanes];  // rows past the last are another tile's
   Sums::store_to(part, lanes);
   settled(part);
@@ -64,41 +63,52 @@ static void matrix_decode_scores(const std::byte* const* k,
                                  float* copy,
                                  float* s,
                                  Ahead& ahead) {
-  const int words = columns / 2;
-  k += first;
-  for (int r = 0; r < rows;) {
-    const bool two = count > edge && rows - r >= 2 * edge;
-    const KeyTile key = key_tile(k + r, rows - r, columns, copy);
-    const KeyTile next = two ? key_tile(k + r + edge, edge, columns, copy + edge * words) : key;
-    for (int g = 0; g < count; g += lanes) {
-      const auto part = two             ? count - g > W ? matrix_decode_scores_part<true, true>
-                                                        : matrix_decode_scores_part<true, false>
-                                    : count - g > W ? matrix_decode_scores_part<false, true>
-                                        : matrix_decode_scores_part<false, false>;
-      part(key, next, words, q_t + g * words, rows - r, s + g * key_block + r * lanes, ahead);
-    }
-    r += two ? 2 * edge : edge;
-  }
+  const auto part =
+      count > edge ? matrix_decode_scores_part<true> : matrix_decode_scores_part<false>;
+  for (int r = 0; r < rows; r += edge)
+    part(key_tile(k + first + r, rows - r, columns, copy),
+         columns / 2,
+         q_t,
+         rows - r,
+         s + r * lanes,
+         ahead);
   if (scale == 1.0f) return;
   const vf factor = set1(scale);
-  for (int g = 0; g < count; g += W)
-    for (int i = 0; i < rows; ++i) {
-      float* at = s + g / lanes * lanes * key_block + i * lanes + g % lanes;
-      store(at, mul(load(at), factor));
-    }
+  for (int i = 0; i < rows * lanes; i += W) store(s + i, mul(load(s + i), factor));
 }
+
+constexpr int group_tile = edge * edge, matrix_groups = matrix_decode_rows / edge;
 
 /// 16 rows of 16 pairs of weights, by query, from those of pairs [first, end); the rest is 0.
 static void weights_by_query(const float* p, int first, int end, float* to) {
   alignas(64) static constexpr float none[edge] = {};
   const std::byte* rows[edge];
   for (int i = 0; i < edge; ++i)
-    rows[i] =
-        reinterpret_cast<const std::byte*>(i >= first && i < end ? p + (i - first) * lanes : none);
+    rows[i] = reinterpret_cast<const std::byte*>(p + (i - first) * lanes);
+  if (first > 0 || end < edge)
+    for (int i = 0; i < edge; ++i)
+      if (i < first || i >= end) rows[i] = reinterpret_cast<const std::byte*>(none);
   vf a[W];
   load_transposed(rows, 0, a);
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i) store(to + i * edge, a[i]);
+}
+
+/// To [half of 32 keys][group of 16 queries][query][pair of keys]. This follows the softmax of a
+/// sub-block at once: tile registers that rest for half a microsecond take a quarter to wake.
+static void matrix_decode_weights(
+    const float* p, int first, int rows, int query, int count, float* to) {
+  const int end = first + rows;
+  to += query / edge * group_tile;
+  for (int pair = first / 32 * edge; 2 * pair < end;
+       pair += edge, to += matrix_groups * group_tile) {
+    const int from = first / 2 > pair ? first / 2 : pair;
+    for (int g = 0; g * edge < count; ++g)
+      weights_by_query(p + (from - first / 2) * lanes + g * edge,
+                       from - pair,
+                       (end + 1) / 2 - pair,
+                       to + g * group_tile);
+  }
 }
 
 /// Of 32 columns of O: those that one shuffle leaves together lie together.
@@ -157,8 +167,6 @@ UNDIVIDED_VEC void weave(const std::byte* const* v, int pairs, int c, float* to,
     ask(ahead, 1);
   }
 }
-
-constexpr int group_tile = edge * edge, matrix_groups = matrix_decode_rows / edge;
 
 /// Weights of one or two groups of 16 queries and one or two halves of a block, to registers.
 template <bool G2, bool H2>
@@ -221,34 +229,29 @@ static void matrix_decode_outputs(const std::byte* const* v,
                                   int first,
                                   int rows,
                                   int columns,
-                                  const float* p,
+                                  const float* weights,
                                   const float* alpha,
                                   int count,
                                   float* o,
                                   std::int64_t o_stride,
                                   Ahead& ahead) {
-  for (int r = 0; r < count; ++r) {
-    if (alpha[r] == 1.0f) continue;
-    const vf a = set1(alpha[r]);
-    for (int c = 0; c < columns; c += W)
-      store(o + r * o_stride + c, mul(load(o + r * o_stride + c), a));
+  for (int g = 0; g < count; g += W) {
+    std::uint32_t scaled = to_word(ne(load(alpha + g), set1(1.0f)));
+    if (count - g < W) scaled &= (1u << (count - g)) - 1;
+    for (; scaled != 0; scaled &= scaled - 1) {
+      const int r = g + __builtin_ctz(scaled);
+      const vf a = set1(alpha[r]);
+      for (int c = 0; c < columns; c += W)
+        store(o + r * o_stride + c, mul(load(o + r * o_stride + c), a));
+    }
   }
   alignas(64) static constexpr std::byte none[2 * max_dim] = {};
-  alignas(64) float weights[key_block / 32 * matrix_groups * group_tile];
   const std::byte* rest[key_block];
   const int end = first + rows, begin = first / 32 * 32, halves = (end - begin + 31) / 32;
   v += begin;
   if (end % 32 != 0) {
     for (int i = 0; i < halves * 32; ++i) rest[i] = begin + i < end ? v[i] : none;
     v = rest;
-  }
-  for (int h = 0; h < halves; ++h) {
-    const int pair = begin / 2 + h * edge, from = first / 2 > pair ? first / 2 : pair;
-    for (int g = 0; g * edge < count; ++g)
-      weights_by_query(p + (from - first / 2) * lanes + g / 2 * key_block * lanes + g % 2 * edge,
-                       from - pair,
-                       (end + 1) / 2 - pair,
-                       weights + (h * matrix_groups + g) * group_tile);
   }
   const bool two = count > edge;
   const auto part = halves == 2 ? two ? matrix_decode_outputs_of<true, true>
@@ -272,8 +275,11 @@ static void matrix_decode_lanes(
     }
 }
 
-static constexpr DecodeProducts matrix_decode = {
-    matrix_decode_softmax, matrix_decode_scores, matrix_decode_outputs, matrix_decode_lanes};
+static constexpr DecodeProducts matrix_decode = {matrix_decode_softmax,
+                                                 matrix_decode_scores,
+                                                 matrix_decode_weights,
+                                                 matrix_decode_outputs,
+                                                 matrix_decode_lanes};
 
 static const Dots matrix = {
     {matrix_scores, matrix_accumulate, nullptr},
