@@ -82,14 +82,17 @@ constexpr int group_tile = edge * edge, matrix_groups = matrix_decode_rows / edg
 /// 16 rows of 16 pairs of weights, by query, from those of pairs [first, end); the rest is 0.
 static void weights_by_query(const float* p, int first, int end, float* to) {
   alignas(64) static constexpr float none[edge] = {};
-  const std::byte* rows[edge];
-  for (int i = 0; i < edge; ++i)
-    rows[i] = reinterpret_cast<const std::byte*>(p + (i - first) * lanes);
-  if (first > 0 || end < edge)
-    for (int i = 0; i < edge; ++i)
-      if (i < first || i >= end) rows[i] = reinterpret_cast<const std::byte*>(none);
   vf a[W];
-  load_transposed(rows, 0, a);
+  const auto turn = [&](auto&& row) __attribute__((always_inline)) {
+    const std::byte* rows[edge];
+#pragma GCC unroll 16
+    for (int i = 0; i < edge; ++i) rows[i] = reinterpret_cast<const std::byte*>(row(i));
+    load_transposed(rows, 0, a);
+  };
+  if (first == 0 && end >= edge)
+    turn([&](int i) { return p + i * lanes; });
+  else
+    turn([&](int i) { return i >= first && i < end ? p + (i - first) * lanes : none; });
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i) store(to + i * edge, a[i]);
 }
