@@ -92,7 +92,7 @@ void Decode::ask_for_next() {
   }
   ahead_.next = rows;
   ahead_.end = end;
-  ahead_.apart = longest > 128 ? 128 : 0;
+  ahead_.apart = longest > 64 ? 64 : 0;
   // The last tile's work tells how much this one's will be.
   ahead_.pace = static_cast<int>((end - rows) * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
   ahead_.due = ahead_.spent = 0;

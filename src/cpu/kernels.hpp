@@ -137,17 +137,18 @@ using AccumulateKeys = void(const Outer* parts,
 
 /// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
 /// whenever work of some weight is done, so that the requests are spread over the tile: a core has
-/// few buffers for lines on their way, and what waits for one of these is every load.
+/// few buffers for lines on their way, and every load waits for one of these. Kernels work on a
+/// copy of their own: what lies in memory is written and read again around every use.
 struct Ahead {
   static constexpr int whole = 1 << 12;
-  /// Bytes of a piece. Every other line is asked for, at 0 and `apart`; the processor brings those
-  /// between by itself.
+  /// Bytes of a piece. Two lines are asked for, at 0 and `apart`; the processor brings the two
+  /// after them by itself.
   static constexpr int step = 256;
   const std::byte *const *next = nullptr, *const *end = nullptr;
   std::int64_t apart = 0;
   int pace = 0;   // pieces, times `whole`, for a weight of 1
   int due = 0;    // pieces, times `whole`
-  int spent = 0;  // weight of the work done
+  int spent = 0;  // weight of the work done, about 10 ns each on tile registers
 };
 
 /// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.

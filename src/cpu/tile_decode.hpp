@@ -51,6 +51,7 @@ static __attribute__((noinline)) void decode_keys(const std::byte* const* rows,
                                                   int columns,
                                                   float* __restrict kt,
                                                   Ahead& ahead) {
+  Ahead due = ahead;
   constexpr int step = 64 / bytes_of<T> / (16 / W);
   vf a[W];
   int c = 0;
@@ -70,7 +71,7 @@ static __attribute__((noinline)) void decode_keys(const std::byte* const* rows,
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) store(kt + (c + i) * key_block, a[i]);
       }
-      ask(ahead, 4);
+      ask(due, 4);
     }
   }
   alignas(64) float wide[W][W];
@@ -85,8 +86,9 @@ static __attribute__((noinline)) void decode_keys(const std::byte* const* rows,
     load_transposed(from, 0, a);
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) store(kt + (c + i) * key_block, a[i]);
-    ask(ahead, 4);
+    ask(due, 4);
   }
+  ahead = due;
 }
 
 /// part[query][key] += the products of some columns: MR queries and a few vectors of keys.
@@ -96,6 +98,7 @@ static __attribute__((noinline)) void decode_scores_part(const float* __restrict
                                                          const float* __restrict q_t,
                                                          float* __restrict part,
                                                          Ahead& ahead) {
+  Ahead due = ahead;
   constexpr int NK = beside(MR);
   vf acc[MR][NK];
 #pragma GCC unroll 16
@@ -120,7 +123,7 @@ static __attribute__((noinline)) void decode_scores_part(const float* __restrict
     for (int u = 0; u < 4; ++u) step(u);
     kt += 4 * key_block;
     q_t += 4 * lanes;
-    ask(ahead, MR < 8 ? 1 : 2);
+    ask(due, MR < 8 ? 1 : 2);
   }
 #pragma GCC unroll 1
   for (; c < columns; ++c) {
@@ -132,6 +135,7 @@ static __attribute__((noinline)) void decode_scores_part(const float* __restrict
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int k = 0; k < NK; ++k) store(part + r * key_block + k * W, acc[r][k]);
+  ahead = due;
 }
 
 template <DType T>
@@ -184,6 +188,7 @@ static __attribute__((noinline)) void decode_outputs_part(const std::byte* const
                                                           float* __restrict o,
                                                           std::int64_t o_stride,
                                                           Ahead& ahead) {
+  Ahead due = ahead;
   vf acc[MR][NC];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
@@ -214,7 +219,7 @@ static __attribute__((noinline)) void decode_outputs_part(const std::byte* const
     for (int u = 0; u < 4; ++u) step(u);
     v += 4;
     p += 4 * lanes;
-    ask(ahead, MR < 8 ? 1 : 2);
+    ask(due, MR < 8 ? 1 : 2);
   }
 #pragma GCC unroll 1
   for (; j < rows; ++j) {
@@ -231,6 +236,7 @@ static __attribute__((noinline)) void decode_outputs_part(const std::byte* const
       store(at, fma(load(at), a, acc[r][c]));
     }
   }
+  ahead = due;
 }
 
 /// Columns that are read where they lie, two vectors at a time; the rest is widened first.

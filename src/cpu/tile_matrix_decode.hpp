@@ -36,13 +36,13 @@ template <bool N2>
 static __attribute__((noinline)) void matrix_decode_scores_part(
     KeyTile k, int words, const float* q_t, int rows, float* s, Ahead& ahead) {
   using Sums = TileSums<false, N2>;
-  Ahead a = ahead;
+  Ahead due = ahead;
   Sums::clear();
   for (int w = 0; w < words; w += edge) {
     Sums::template add_rows<true>(k.at + 4 * w, k.stride, nullptr, 0, q_t + w * lanes, lanes);
-    ask(a, N2 ? 3 : 2);
+    ask(due, N2 ? 3 : 2);
   }
-  ahead = a;
+  ahead = due;
   if (rows >= edge) return Sums::store_to(s, lanes);
   alignas(64) float part[edge * lanes];  // rows past the last are another tile's
   Sums::store_to(part, lanes);
@@ -131,15 +131,15 @@ static __attribute__((noinline)) void matrix_decode_softmax_part(float* s,
   // Four lines of each row, or those there are.
   const auto last = static_cast<std::size_t>(v_bytes - 64);
   const std::size_t lines[3] = {last < 64 ? last : 64, last < 128 ? last : 128, last};
-  Ahead a = ahead;
+  Ahead due = ahead;
   softmax_all<NV, WeightsInPairs>(s, rows, c, slack, m, l, alpha, [&](int r) {
     for (int i = 0; v && i < 2; ++i) {
       __builtin_prefetch(v[r + i], 0, 3);
       for (const std::size_t line : lines) __builtin_prefetch(v[r + i] + line, 0, 3);
     }
-    ask(a, 1);
+    ask(due, 1);
   });
-  ahead = a;
+  ahead = due;
 }
 
 static void matrix_decode_softmax(float* s,
@@ -215,16 +215,16 @@ static __attribute__((noinline)) void matrix_decode_outputs_of(const std::byte* 
                                                                Ahead& ahead) {
   constexpr int pairs = H2 ? 2 * edge : edge;
   alignas(64) float woven[2][key_block / 2 * lanes];
-  Ahead a = ahead;
-  weave(v, pairs, 0, woven[0], a);
+  Ahead due = ahead;
+  weave(v, pairs, 0, woven[0], due);
   for (int c = 0; c < columns; c += 32) {
-    if (c + 32 < columns) weave(v, pairs, c + 32, woven[(c / 32 + 1) % 2], a);
+    if (c + 32 < columns) weave(v, pairs, c + 32, woven[(c / 32 + 1) % 2], due);
     for (int g = 0; g * edge < count; g += 2) {
       if (c == 0 || count > lanes) load_weights<G2, H2>(weights + g * group_tile);
-      add_woven<G2, H2>(woven[c / 32 % 2], o + g * edge * o_stride + c, o_stride, a);
+      add_woven<G2, H2>(woven[c / 32 % 2], o + g * edge * o_stride + c, o_stride, due);
     }
   }
-  ahead = a;
+  ahead = due;
 }
 
 static void matrix_decode_outputs(const std::byte* const* v,
