@@ -154,8 +154,8 @@ struct Ahead {
 /// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.
 /// Bits are those of Products.
 struct DecodeProducts {
-  /// The softmax that leaves weights in pairs. It asks for what is due, and for `rows` rows of V,
-  /// of which the first cache then has what the outputs read; null for Dots::softmax.
+  /// The softmax, weights as Products has them. It asks for what is due, and for `rows` rows of V,
+  /// of which the first cache then has what the outputs read.
   void (*softmax)(float* s,
                   int rows,
                   float c,

@@ -352,7 +352,7 @@ float* ScoreTiles::scores(int sub, float* raw) {
 
 void ScoreTiles::softmax(int sub, float* s, float* m, float* l, float* alpha) {
   const RowRange& range = memory_.ranges[sub];
-  if (pairs_weights() && decode_.used())
+  if (decode_.used() && (pairs_weights() || !run_.setup.dots))
     return decode_.softmax(range.begin, range.size(), s, m, l, alpha, vectors(sub));
   const auto as = pairs_weights() ? run_.setup.dots->softmax : kernels_.softmax;
   as(s, range.size(), run_.factor, run_.slack, m, l, alpha, vectors(sub));

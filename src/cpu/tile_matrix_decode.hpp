@@ -117,46 +117,6 @@ static void matrix_decode_weights(
 /// Of 32 columns of O: those that one shuffle leaves together lie together.
 constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
 
-template <int NV>
-static __attribute__((noinline)) void matrix_decode_softmax_part(float* s,
-                                                                 int rows,
-                                                                 float c,
-                                                                 float slack,
-                                                                 float* m,
-                                                                 float* l,
-                                                                 float* alpha,
-                                                                 const std::byte* const* v,
-                                                                 int v_bytes,
-                                                                 Ahead& ahead) {
-  // Four lines of each row, or those there are.
-  const auto last = static_cast<std::size_t>(v_bytes - 64);
-  const std::size_t lines[3] = {last < 64 ? last : 64, last < 128 ? last : 128, last};
-  Ahead due = ahead;
-  softmax_all<NV, WeightsInPairs>(s, rows, c, slack, m, l, alpha, [&](int r) {
-    for (int i = 0; v && i < 2; ++i) {
-      __builtin_prefetch(v[r + i], 0, 3);
-      for (const std::size_t line : lines) __builtin_prefetch(v[r + i] + line, 0, 3);
-    }
-    ask(due, 1);
-  });
-  ahead = due;
-}
-
-static void matrix_decode_softmax(float* s,
-                                  int rows,
-                                  float c,
-                                  float slack,
-                                  float* m,
-                                  float* l,
-                                  float* alpha,
-                                  int vectors,
-                                  const std::byte* const* v,
-                                  int v_bytes,
-                                  Ahead& ahead) {
-  const auto part = vectors == 1 ? matrix_decode_softmax_part<1> : matrix_decode_softmax_part<2>;
-  part(s, rows, c, slack, m, l, alpha, v, v_bytes, ahead);
-}
-
 /// Rows of V in pairs, 32 columns of each: pair i becomes row i of two tiles that lie side by side.
 UNDIVIDED_VEC void weave(const std::byte* const* v, int pairs, int c, float* to, Ahead& ahead) {
   for (int i = 0; i < pairs; i += 4, v += 8, to += 4 * lanes) {
@@ -278,7 +238,7 @@ static void matrix_decode_lanes(
     }
 }
 
-static constexpr DecodeProducts matrix_decode = {matrix_decode_softmax,
+static constexpr DecodeProducts matrix_decode = {decode_softmax<WeightsInPairs>,
                                                  matrix_decode_scores,
                                                  matrix_decode_weights,
                                                  matrix_decode_outputs,

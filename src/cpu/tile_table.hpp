@@ -16,7 +16,7 @@ const Kernels kernels = {
     {scores_tile<FloatDot>, accumulate_tile<FloatDot>, scores_of_two<FloatDot, W == 16>()},
     isa_dots,
     isa_matrix,
-    {nullptr, decode_scores, nullptr, decode_outputs, decode_lanes},
+    {decode_softmax<WeightsInRows>, decode_scores, nullptr, decode_outputs, decode_lanes},
     {IntegerWords::values,
      pack_quantised_queries,
      pack_quantised_keys<pack_block_words>,
