@@ -1,12 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backward: who sweeps which rectangle, and where the sums go.
-//
-// One task sweeps keys of a KV head against all queries of its group and gives their dK and dV.
-// With many KV heads it takes all keys and gives dQ too. With few it takes a chunk of keys, and the
-// dQ of the chunks are added afterwards (Dao 2023, section 3.2, with a fixed order instead of
-// atomics). If these would need too much memory, query tiles compute dQ in a pass of their own, at
-// the price of two products more. Every sum has a fixed order, so all forms, any number of workers
-// and all classes of determinism give the same bits.
+// The backward: its tasks (backward_form.hpp says which) and where their sums go. Every sum has a
+// fixed order, so all forms, any number of workers and all classes of determinism give the same
+// bits.
 #include "cpu/backward.hpp"
 
 #include <fmt/format.h>
@@ -14,6 +9,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cpu/backward_form.hpp"
 #include "cpu/describe.hpp"
 #include "cpu/flush.hpp"
 #include "cpu/gaps.hpp"
@@ -24,14 +20,9 @@ namespace undivided::cpu {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-constexpr std::int64_t most_worker_bytes = std::int64_t{64} << 20;  // dK and dV of one worker
-constexpr std::int64_t most_part_bytes = std::int64_t{256} << 20;   // dQ of all chunks
-constexpr std::int64_t tasks_per_worker = 8;  // so that the last tasks leave little idle
-
 constexpr std::int64_t rows_ahead = 8;  // rows of a list, that no processor foresees, are asked for
-constexpr std::int64_t most_groups = 64;  // of sums of captured arrays
 
-enum class Form : std::uint8_t { whole, parts, passes };
+using Form = BackwardForm::Kind;
 
 void zero(const View& v, Executor& executor) {  // rank 3 or 4, last axis dense
   if (!v) return;
@@ -66,21 +57,21 @@ class Backward final : public Prepared {
       if (keep.empty() && root.op == expr::Op::constant && root.real == 1)
         setup_.gradient.used = false;
     }
-    choose_form();
+    form_ = BackwardForm(setup_);
     Arena counter;
     Run::layout(counter, setup_);
     Fixed(counter, *this);
     fixed_bytes_ = counter.used();
     Arena worker;
-    SweepMemory(worker, setup_, buffer_keys_);
+    SweepMemory(worker, setup_, form_.buffer_keys(form_.kind));
     worker_bytes_ = worker.used();
-    if (alone_) {
+    if (form_.alone) {
       Arena one;
-      SweepMemory(one, setup_, all_keys());
+      SweepMemory(one, setup_, form_.buffer_keys(Form::whole));
       alone_bytes_ = one.used();
     }
     explanation = describe_backward(setup_);
-    describe_form();
+    for (std::string& note : form_.notes()) explanation.notes.push_back(std::move(note));
     explanation.workspace = workspace();
   }
   std::size_t workspace() const override {
@@ -92,85 +83,26 @@ class Backward final : public Prepared {
  private:
   struct Fixed {
     Fixed(Arena& arena, const Backward& b) {
-      lse2 = arena.take<float>(b.rows() * b.setup_.heads());
-      delta = arena.take<float>(b.rows() * b.setup_.heads());
+      const BackwardForm& form = b.form_;
+      lse2 = arena.take<float>(form.rows * b.setup_.heads());
+      delta = arena.take<float>(form.rows * b.setup_.heads());
       pages = arena.take<std::uint8_t>(b.setup_.bounds.pages);
-      if (b.form_ == Form::parts) {
-        parts = arena.take<float>(b.part_bytes() / 4);
-        used = arena.take<std::uint8_t>(b.chunks() * b.pairs() * b.setup_.spec.group * b.blocks());
+      if (form.kind == Form::parts) {
+        parts = arena.take<float>(form.part_bytes / 4);
+        used =
+            arena.take<std::uint8_t>(form.chunks * form.pairs * b.setup_.spec.group * form.blocks);
       }
-      if (b.setup_.spec.captured) captured = CapturedSums::Groups(arena, b.setup_, b.groups());
+      if (b.setup_.spec.captured) captured = CapturedSums::Groups(arena, b.setup_, form.groups());
     }
     float *lse2, *delta, *parts = nullptr;  // parts: [chunk][head][row][padded]
     std::uint8_t *pages, *used = nullptr;   // used: [chunk][sequence][head][sub-block]
     CapturedSums::Groups captured;
   };
-  std::int64_t rows() const {
-    const Bounds& b = setup_.bounds;
-    return setup_.spec.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len;
-  }
-  std::int64_t pairs() const { return setup_.bounds.batch * setup_.bounds.kv_heads; }
-  std::int64_t chunks() const {  // no key: one empty chunk
-    return std::max<std::int64_t>(1, (setup_.bounds.max_k_len + chunk_keys - 1) / chunk_keys);
-  }
-  std::int64_t blocks() const {  // sub-blocks of a head's rows
-    return setup_.tiles(setup_.bounds.max_q_len) * setup_.subs();
-  }
-  std::int64_t part_bytes() const {
-    return chunks() * rows() * setup_.heads() * padded(setup_, setup_.spec.dqk) * 4;
-  }
-  /// Tasks that share sums of captured arrays. By bounds alone, so bits do not depend on workers.
-  std::int64_t groups() const {
-    return form_ == Form::parts ? std::min(most_groups, pairs() * chunks()) : 1;
-  }
-  std::int64_t all_keys() const { return chunks() * chunk_keys; }
-  void choose_form() {
-    const std::int64_t w = setup_.workers, keys = all_keys();
-    const std::int64_t bytes =
-        keys * (padded(setup_, setup_.spec.dqk) + padded(setup_, setup_.spec.dv)) * 4;
-    const std::int64_t rounds = (pairs() + w - 1) / w;
-    // Two products of five more are worth it only if idle workers would cost more than that.
-    const bool fits = bytes <= most_worker_bytes;
-    const bool whole = fits && rounds * w * 5 <= pairs() * 7;
-    const bool parts = part_bytes() <= most_part_bytes;
-    if (setup_.spec.captured)
-      form_ = parts ? Form::parts : Form::passes;
-    else if (fits && (w == 1 || pairs() >= tasks_per_worker * w))
-      form_ = Form::whole;
-    else
-      form_ = parts && chunks() > 1 ? Form::parts : whole ? Form::whole : Form::passes;
-    buffer_keys_ = form_ == Form::whole ? keys : chunk_keys;
-    alone_ = fits && form_ != Form::whole && !setup_.spec.captured;
-  }
-  void describe_form() {
-    const char* const text[] = {
-        "one pass: dQ, dK and dV of a KV head by one task",
-        "one pass: dK and dV by chunks of 512 keys; their float32 dQ are kept and added in order",
-        "two passes: dQ by query tiles, dK and dV by chunks of 512 keys"};
-    explanation.notes.emplace_back(text[static_cast<int>(form_)]);
-    if (alone_) explanation.notes.push_back(fmt::format("on one worker {}", text[0]));
-    if (form_ == Form::passes)
-      explanation.notes.push_back(
-          fmt::format("float32 dQ of {} chunks would need {} MiB; {} are allowed",
-                      chunks(),
-                      part_bytes() >> 20,
-                      most_part_bytes >> 20));
-    if (!setup_.spec.captured) return;
-    explanation.notes.push_back(
-        groups() == 1
-            ? std::string("gradients of captured arrays are summed by one thread")
-            : fmt::format("gradients of captured arrays are summed by {} groups of tasks, added in "
-                          "order; by one thread beyond {} elements",
-                          groups(),
-                          CapturedSums::most_elements));
-  }
   struct Call;
 
   Setup setup_;
   expr::Gradient gradient_;
-  Form form_ = Form::whole;
-  bool alone_ = false;  // takes the form `whole` on an executor of one worker
-  std::int64_t buffer_keys_ = chunk_keys;
+  BackwardForm form_;
   std::size_t fixed_bytes_ = 0, worker_bytes_ = 0, alone_bytes_ = 0;
 };
 
@@ -256,9 +188,9 @@ struct Backward::Call {
     const Setup& setup = plan.setup_;
     const std::int64_t first =
         run.spec.rows == RowKind::ragged ? s.q_first : b * setup.bounds.max_q_len;
-    const std::int64_t row = (chunk * setup.heads() + h) * plan.rows() + first;
+    const std::int64_t row = (chunk * setup.heads() + h) * plan.form_.rows + first;
     const std::int64_t flag = (chunk * setup.bounds.batch + b) * setup.heads() + h;
-    return {fixed.parts + row * padded(setup, run.spec.dqk), fixed.used + flag * plan.blocks()};
+    return {fixed.parts + row * padded(setup, run.spec.dqk), fixed.used + flag * plan.form_.blocks};
   }
 
   /// dQ of one tile of queries, from the chunks in ascending order.
@@ -391,8 +323,8 @@ void Backward::run(const Args& args, void* workspace, const Context& context) co
                : View::of(data, DType::f32, {shared.batch, shared.heads, shared.max_q_len});
   };
   // Nobody else could take the other chunks of keys: rows are then loaded and dQ written once.
-  const Form form = alone_ && executor.workers() == 1 ? Form::whole : form_;
-  const std::int64_t buffer_keys = form == Form::whole ? all_keys() : buffer_keys_;
+  const Form form = form_.alone && executor.workers() == 1 ? Form::whole : form_.kind;
+  const std::int64_t buffer_keys = form_.buffer_keys(form);
   Call call{*this,
             shared,
             fixed,
