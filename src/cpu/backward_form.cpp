@@ -23,7 +23,8 @@ BackwardForm::BackwardForm(const Setup& setup) : captured(setup.spec.captured) {
   const Spec& spec = setup.spec;
   rows = spec.rows == RowKind::ragged ? b.total_q : b.batch * b.max_q_len;
   pairs = b.batch * b.kv_heads;
-  chunks = std::max<std::int64_t>(1, (b.max_k_len + chunk_keys - 1) / chunk_keys);  // or an empty one
+  chunks =
+      std::max<std::int64_t>(1, (b.max_k_len + chunk_keys - 1) / chunk_keys);  // or an empty one
   blocks = setup.tiles(b.max_q_len) * setup.subs();
   part_bytes = chunks * rows * setup.heads() * padded(setup, spec.dqk) * 4;
 

@@ -30,12 +30,12 @@ struct BackwardForm {
   std::vector<std::string> notes() const;
 
   Kind kind = Kind::whole;
-  bool alone = false;         // takes the form `whole` on an executor of one worker
-  bool captured = false;      // are there gradients of captured arrays?
-  std::int64_t rows = 0;      // of a head, all sequences
-  std::int64_t pairs = 0;     // of sequences and KV heads
-  std::int64_t chunks = 1;    // of keys
-  std::int64_t blocks = 0;    // sub-blocks of a head's rows
+  bool alone = false;           // takes the form `whole` on an executor of one worker
+  bool captured = false;        // are there gradients of captured arrays?
+  std::int64_t rows = 0;        // of a head, all sequences
+  std::int64_t pairs = 0;       // of sequences and KV heads
+  std::int64_t chunks = 1;      // of keys
+  std::int64_t blocks = 0;      // sub-blocks of a head's rows
   std::int64_t part_bytes = 0;  // dQ of all chunks
 };
 

@@ -207,9 +207,9 @@ void CudaPlan::explain() {
         fmt::format("2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
                     "queries; registers {} to load, {} to compute",
                     t.keys == 64 ? "that share 64 keys" : "of 64 keys",
-                    t.keys != 64 ? ", one to add dQ"
-                    : k.ordered  ? ", two for the turns of dQ"
-                                 : "",
+                    t.keys == 64 ? (k.ordered ? ", two for the turns of dQ" : "")
+                    : k.ordered  ? ", two to add dQ in order"
+                                 : ", one to add dQ",
                     t.stages,
                     t.queries,
                     t.producer_registers,
