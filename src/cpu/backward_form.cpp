@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// Which form a backward takes, and what explain() says of it.
 #include "cpu/backward_form.hpp"
 
 #include <fmt/format.h>

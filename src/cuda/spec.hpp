@@ -84,6 +84,7 @@ struct KernelSpec {
   int tile_m() const;     // queries
   int tile_n() const;     // keys
   int dv_chunks() const;  // forward: CTAs that share one query tile's dv
+  int dv_width() const;   // columns of dv of such a CTA: a multiple of 16
   int chunks() const;     // backward: column chunks of the gradients, each with its own CTA
   int threads() const;
   int min_blocks() const;             // of one multiprocessor, for the register allocator
