@@ -162,15 +162,30 @@ UNDIVIDED_VEC float* block_at(float* to, int r, int c) {
   return to + c / block_edge * block_column + r * block_edge + c % block_edge;
 }
 
+/// Whole vectors have a loop of their own: with the questions for dtypes and ends in it, a vector
+/// took 4 to 6 cycles, depending on where the code lay.
+template <DType T>
+UNDIVIDED_VEC void pack_block_rows_of(const std::byte* const* rows,
+                                      int count,
+                                      int columns,
+                                      float* to) {
+  constexpr int bytes = T == DType::f32 ? 4 : 2;
+  for (int r = 0; r < count; ++r) {
+    const auto pack = [&](int c, int n) __attribute__((always_inline)) {
+      store_blocks(block_at(to, r, c), block_column, n, load_columns(T, rows[r] + c * bytes, n));
+    };
+    int c = 0;
+#pragma GCC unroll 2
+    for (; c + W <= columns; c += W) pack(c, W);
+    for (; c < whole_blocks(columns); c += W) pack(c, columns - c);
+  }
+}
+
 static void pack_block_rows(
     const std::byte* const* rows, int count, DType dtype, int columns, float* to) {
-  const int bytes = dtype == DType::f32 ? 4 : 2;
-  for (int r = 0; r < count; ++r)
-    for (int c = 0; c < whole_blocks(columns); c += W)
-      store_blocks(block_at(to, r, c),
-                   block_column,
-                   columns - c,
-                   load_columns(dtype, rows[r] + c * bytes, columns - c));
+  if (dtype == DType::f32) return pack_block_rows_of<DType::f32>(rows, count, columns, to);
+  if (dtype == DType::bf16) return pack_block_rows_of<DType::bf16>(rows, count, columns, to);
+  pack_block_rows_of<DType::f16>(rows, count, columns, to);
 }
 
 static void pack_block_words(
