@@ -58,15 +58,24 @@ void Decode::begin(
 /// The rows of K of a tile, then those of V: the order of their use.
 int Decode::find_rows(std::int64_t j0, const std::byte** to) const {
   const auto n = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));
-  for (const View* view : {&run_.args.kv.k, &run_.args.kv.v})
-    for (int done = 0; done < n;) {
-      const KeyRun run =
-          key_run(run_.spec, run_.args.kv, *view, sequence_, b_, kv_head_, j0 + done);
-      const auto count = static_cast<int>(std::min<std::int64_t>(n - done, run.count));
-      for (int i = 0; i < count; ++i) to[i] = run.data + i * run.stride;
-      to += count;
-      done += count;
+  const Kv& kv = run_.args.kv;
+  for (int done = 0; done < n;) {
+    const KeyPlace place = key_place(run_.spec, kv, sequence_, b_, j0 + done);
+    const KeyRun k = key_run(run_.spec, kv.k, place, kv_head_);
+    const KeyRun v = key_run(run_.spec, kv.v, place, kv_head_);
+    const auto count = static_cast<int>(std::min<std::int64_t>(n - done, place.count));
+    // The first request of a page takes longest: asked for together, pages wait beside each other.
+    if (count > 1)
+      for (const std::byte* run : {k.data, v.data}) {
+        __builtin_prefetch(run, 0, 2);
+        __builtin_prefetch(run + 64, 0, 2);
+      }
+    for (int i = 0; i < count; ++i) {
+      to[done + i] = k.data + i * k.stride;
+      to[n + done + i] = v.data + i * v.stride;
     }
+    done += count;
+  }
   return n;
 }
 

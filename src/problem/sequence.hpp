@@ -122,12 +122,34 @@ inline std::int64_t page_of(const Kv& kv, std::int64_t b, std::int64_t slot) {
   return index_beyond(table, b * table.stride[0] + (slot - prefix) * table.stride[1]);
 }
 
+/// Where token j lies in K as in V, and how many tokens from there on follow one another.
+struct KeyPlace {
+  std::int64_t outer = 0, token = 0;  // on the first axis, and on that of tokens
+  std::int64_t count = 0;
+};
+inline KeyPlace key_place(
+    const Spec& spec, const Kv& kv, const Sequence& s, std::int64_t b, std::int64_t j) {
+  if (spec.kv == KvKind::ragged) return {0, s.k_first + j, s.k_len - j};
+  if (s.k_rows) return {b, s.k_rows[j], 1};
+  if (spec.kv == KvKind::dense) return {b, j, s.k_len - j};
+  const std::int64_t size = kv.k.size(2), slot = j / size, in_page = j - slot * size;
+  return {page_of(kv, b, slot), in_page, std::min(size - in_page, s.k_len - j)};
+}
+
 /// Address of a row of K, V, dK or dV, and how many following tokens share its token stride.
 struct KeyRun {
   std::byte* data = nullptr;
   std::int64_t stride = 0;  // bytes between tokens
   std::int64_t count = 0;   // tokens from here that lie at this stride
 };
+inline KeyRun key_run(const Spec& spec, const View& v, const KeyPlace& place, std::int64_t h) {
+  const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
+  const bool ragged = spec.kv == KvKind::ragged;
+  const std::int64_t step = v.stride[ragged ? 0 : 2];
+  const std::int64_t outer = ragged ? 0 : place.outer * v.stride[0];
+  auto* base = static_cast<std::byte*>(v.data);
+  return {base + (outer + h * v.stride[1] + place.token * step) * bytes, step * bytes, place.count};
+}
 inline KeyRun key_run(const Spec& spec,
                       const Kv& kv,
                       const View& v,
@@ -135,23 +157,7 @@ inline KeyRun key_run(const Spec& spec,
                       std::int64_t b,
                       std::int64_t h,
                       std::int64_t j) {
-  const auto bytes = static_cast<std::int64_t>(size_of(v.dtype));
-  auto* base = static_cast<std::byte*>(v.data);
-  if (spec.kv == KvKind::ragged)
-    return {base + ((s.k_first + j) * v.stride[0] + h * v.stride[1]) * bytes,
-            v.stride[0] * bytes,
-            s.k_len - j};
-  if (s.k_rows)
-    return {base + (b * v.stride[0] + h * v.stride[1] + s.k_rows[j] * v.stride[2]) * bytes, 0, 1};
-  if (spec.kv == KvKind::dense)
-    return {base + (b * v.stride[0] + h * v.stride[1] + j * v.stride[2]) * bytes,
-            v.stride[2] * bytes,
-            s.k_len - j};
-  const std::int64_t size = v.size(2), slot = j / size, in_page = j % size;
-  const std::int64_t page = page_of(kv, b, slot);
-  return {base + (page * v.stride[0] + h * v.stride[1] + in_page * v.stride[2]) * bytes,
-          v.stride[2] * bytes,
-          std::min(size - in_page, s.k_len - j)};
+  return key_run(spec, v, key_place(spec, kv, s, b, j), h);
 }
 
 /// Where number i of head h is: dense [batch, head, number], packed [head, total] from `first` on.
