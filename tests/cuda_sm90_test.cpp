@@ -389,7 +389,7 @@ TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
                                   spec.mask == MaskKind::plan);
     const bool captured = spec.capture != Capture::none;  // and indices of elements
     const bool tall = spec.tile_m() == 128;
-    const int spills = captured ? (tall ? 2176 : 1664)
+    const int spills = captured ? (tall ? 2112 : 1664)
                        : tight  ? (tall ? 896 : 768)
                        : loader ? 96
                                 : 0;

@@ -44,7 +44,7 @@ std::int64_t row_bytes(const View& v) {
 class Backward final : public Prepared {
  public:
   Backward(const Spec& spec, const Bounds& bounds, const Context& context)
-      : setup_(spec, bounds, context), gradient_(expr::differentiate(*spec.score)) {
+      : setup_(spec, bounds, context), gradient_(expr::differentiate(*spec.score)), form_(setup_) {
     if (setup_.score.used) {
       std::vector<std::array<std::int32_t, 4>> keep;
       expr::Program wanted = gradient_.program;
@@ -57,7 +57,6 @@ class Backward final : public Prepared {
       if (keep.empty() && root.op == expr::Op::constant && root.real == 1)
         setup_.gradient.used = false;
     }
-    form_ = BackwardForm(setup_);
     Arena counter;
     Run::layout(counter, setup_);
     Fixed(counter, *this);

@@ -19,7 +19,6 @@ namespace undivided::cpu {
 struct BackwardForm {
   enum class Kind : std::uint8_t { whole, parts, passes };
 
-  BackwardForm() = default;
   explicit BackwardForm(const Setup& setup);
 
   /// Keys of a task of some form.

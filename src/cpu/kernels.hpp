@@ -135,6 +135,16 @@ using AccumulateKeys = void(const Outer* parts,
                             float* to,
                             std::int64_t to_stride);
 
+/// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros. Not
+/// Write::add.
+using Unpack = void(const float* from,
+                    const float* factor,
+                    int count,
+                    DType dtype,
+                    int columns,
+                    std::byte* const* rows,
+                    Write how);
+
 /// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
 /// whenever work of some weight is done, so that the requests are spread over the tile: a core has
 /// few buffers for lines on their way, and every load waits for one of these. Kernels work on a
@@ -277,13 +287,7 @@ struct Dots {
       const std::byte* const* rows, int count, int columns, float* to, std::int64_t to_stride);
   AccumulateKeys* accumulate_keys;
   /// Kernels::unpack, sooner to bf16: numbers too small for a normal one become 0.
-  void (*unpack)(const float* from,
-                 const float* factor,
-                 int count,
-                 DType dtype,
-                 int columns,
-                 std::byte* const* rows,
-                 Write how);
+  Unpack* unpack;
   double (*bf16_loop)(std::int64_t rounds);  // returns the FLOPs done
 };
 
@@ -311,15 +315,7 @@ struct Kernels {
   void (*pack_words)(const std::byte* const* rows, int count, int bytes, float* to);
   /// `count` rows of any dtype to float32 blocks, columns zero-filled.
   void (*pack_blocks)(const std::byte* const* rows, int count, DType dtype, int columns, float* to);
-  /// Lane i of [columns][lanes], times factor[i], to row i; a factor of 0 writes exact zeros. Not
-  /// Write::add.
-  void (*unpack)(const float* from,
-                 const float* factor,
-                 int count,
-                 DType dtype,
-                 int columns,
-                 std::byte* const* rows,
-                 Write how);
+  Unpack* unpack;
   /// columns of one float32 row, times `factor`, in any dtype.
   void (*store_row)(
       const float* from, float factor, DType dtype, int columns, std::byte* to, Write how);

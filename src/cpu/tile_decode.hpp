@@ -280,46 +280,34 @@ static void decode_outputs_of(const std::byte* const* v,
   });
 }
 
-template <int NV, class Weights>
-static __attribute__((noinline)) void decode_softmax_part(float* s,
-                                                          int rows,
-                                                          float c,
-                                                          float slack,
-                                                          float* m,
-                                                          float* l,
-                                                          float* alpha,
-                                                          const std::byte* const* v,
-                                                          int v_bytes,
-                                                          Ahead& ahead) {
+template <class Weights>
+static __attribute__((noinline)) void decode_softmax(float* s,
+                                                     int rows,
+                                                     float c,
+                                                     float slack,
+                                                     float* m,
+                                                     float* l,
+                                                     float* alpha,
+                                                     int vectors,
+                                                     const std::byte* const* v,
+                                                     int v_bytes,
+                                                     Ahead& ahead) {
   // Four lines of each row, or those there are.
   const auto last = static_cast<std::size_t>(v_bytes > 64 ? v_bytes - 64 : 0);
   const std::size_t lines[3] = {last < 64 ? last : 64, last < 128 ? last : 128, last};
   Ahead due = ahead;
-  softmax_all<NV, Weights>(s, rows, c, slack, m, l, alpha, [&](int r) {
+  const auto beside = [&](int r) __attribute__((always_inline)) {
     for (int i = 0; v && i < 2; ++i) {
       __builtin_prefetch(v[r + i], 0, 3);
       for (const std::size_t line : lines) __builtin_prefetch(v[r + i] + line, 0, 3);
     }
     ask(due, 1);
-  });
+  };
+  if (vectors == 1)
+    softmax_all<1, Weights>(s, rows, c, slack, m, l, alpha, beside);
+  else
+    softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha, beside);
   ahead = due;
-}
-
-template <class Weights>
-static void decode_softmax(float* s,
-                           int rows,
-                           float c,
-                           float slack,
-                           float* m,
-                           float* l,
-                           float* alpha,
-                           int vectors,
-                           const std::byte* const* v,
-                           int v_bytes,
-                           Ahead& ahead) {
-  const auto part =
-      vectors == 1 ? decode_softmax_part<1, Weights> : decode_softmax_part<2, Weights>;
-  part(s, rows, c, slack, m, l, alpha, v, v_bytes, ahead);
 }
 
 static void decode_scores(const std::byte* const* k,

@@ -29,7 +29,8 @@ Sm90Tile backward_tile(const KernelSpec& k) {
   if (wide(k)) t.keys = 64;
   // The loader spills a little with what is left; a consumer that spills costs more: d 64, 8192
   // tokens, full: 507 so, 494 with 40 and 232. But where a plan has an order, the scheduler counts
-  // its visitors: prefix 454 so, 519 with 40 and 232; and scores of d 128 spill nothing with those.
+  // its visitors: prefix 0.84 so of what 40 and 232 give; and scores of d 128 spill nothing with
+  // those.
   const bool counts = k.ordered && k.mask == MaskKind::plan;
   if (wide(k) || t.queries == 128 || !(k.score || counts)) {
     t.producer_registers = 24;

@@ -28,13 +28,10 @@ struct Pairs90 {
   unsigned dropped[m / 64];              // a bit an element
   unsigned inside[blocks ? blocks : 1];  // the same: what a block of a plan keeps
 
-  /// The query tile of stage `at`, and the keys of warpgroup `my_group`.
-  __device__ __forceinline__
-  Pairs90(const Params& params, unsigned base, unsigned task, int my_group, int at)
-      : p(params), slot(task), group(my_group) {
-    go_to(base, at);
-  }
-  /// Another query tile of the same task.
+  /// The keys of warpgroup `my_group`.
+  __device__ __forceinline__ Pairs90(const Params& params, unsigned task, int my_group)
+      : p(params), slot(task), group(my_group) {}
+  /// The query tile of stage `at`.
   __device__ __forceinline__ void go_to(unsigned base, int at) {
     info = base + L::info + L::info_bytes * at;
     lse = base + L::lse + at * L::stats_bytes;

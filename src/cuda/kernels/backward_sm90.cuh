@@ -91,7 +91,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
       clear(dv);
       if (any) {
         if constexpr (ahead) {
-          tiles(slot, dk, dv);
+          tiles_ahead(slot, dk, dv);
         } else {
 #pragma unroll 1
           while (!tile(slot, dk, dv, captured)) {
@@ -122,16 +122,17 @@ struct BackwardConsumer90 : Consumer90Base<C> {
   /// The query tiles of a task. What a warpgroup computes itself goes on beside products that ask
   /// little of shared memory: dS beside dV, P of the next tile, halved, beside dK and dQ. The
   /// warpgroups meet only where dQ takes the dS of both, and may be half a tile apart.
-  __device__ __forceinline__ void tiles(unsigned slot,
-                                        float (&dk)[C::dqk / 8][4],
-                                        float (&dv)[C::dv / 8][4]) {
+  __device__ __forceinline__ void tiles_ahead(unsigned slot,
+                                              float (&dk)[C::dqk / 8][4],
+                                              float (&dv)[C::dv / 8][4]) {
     // The rest is made beside dQ, where registers allow it.
     constexpr int first = C::consumer_registers < 240 ? m / 8 : m / 16;
     float acc[m / 8][4];
     start_scores(acc);
     wgmma_wait<0>();
     pin(acc);
-    Pairs90<C, Mask, Score> pairs(p, base, slot, group, ring.at());
+    Pairs90<C, Mask, Score> pairs(p, slot, group);
+    pairs.go_to(base, ring.at());
     pairs.weights(acc);
 #pragma unroll 1
     for (bool last = false; !last; ++step) {
@@ -201,9 +202,10 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     mbarrier_wait(base + L::q_full + 8 * at, ring.parity());
     const unsigned q = L::q_at + L::q_bytes * at, dout = L::dout_at + L::dout_bytes * at;
     float acc[m / 8][4], dp[m / 8 / parts][4];
-    Pairs90<C, Mask, Score> pairs(p, base, slot, group, at);
+    Pairs90<C, Mask, Score> pairs(p, slot, group);
     constexpr bool started = Score::identity && !L::broad;
     if constexpr (started) {
+      pairs.go_to(base, at);
       pairs.start_gradients(dp);
       pin(dp);
       mbarrier_wait(base + L::dout_full + 8 * at, ring.parity());
@@ -217,6 +219,7 @@ struct BackwardConsumer90 : Consumer90Base<C> {
     multiply_rows90<C, C::dv, started && !C::dropout>(
         dp, base + L::v_at + group * 8192, base + dout);
 
+    if constexpr (!started) pairs.go_to(base, at);
     unsigned ds[m / 16][4];
     if constexpr (Score::identity) {
       wgmma_wait<1>();

@@ -110,7 +110,8 @@ struct WideConsumer90 : Consumer90Base<C> {
         free(L::q_empty + 8 * at);
         continue;
       }
-      Pairs90<C, Mask, Score> pair(p, base, slot, 0, at);
+      Pairs90<C, Mask, Score> pair(p, slot, 0);
+      pair.go_to(base, at);
       if constexpr (Score::identity) {
         pair.weights(acc);
         pass(acc);
@@ -191,7 +192,8 @@ struct WideConsumer90 : Consumer90Base<C> {
       wgmma_wait<0>();
       pin(dp);
       free(L::dout_empty + 8 * at);
-      Pairs90<C, Mask, Score> pair(p, base, slot, 0, at);
+      Pairs90<C, Mask, Score> pair(p, slot, 0);
+      pair.go_to(base, at);
       pair.drop();
       float weight[m / 8][4];
       mbarrier_wait(base + L::p_full, step & 1);
