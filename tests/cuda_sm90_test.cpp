@@ -306,16 +306,23 @@ TEST(CudaSm90, TheBackwardIsOnePassWhereItServes) {
   s.sink = true;
   EXPECT_EQ(kinds(), "rows bwd dq dsink ");
   s.sink = false;
-  // A fixed order of sums needs memory for it, and no other kernels.
-  const Choice fast = choose(s, b, hopper, Family::sm90);
-  s.determinism = Determinism::reproducible;
-  const Choice ordered = choose(s, b, hopper, Family::sm90);
-  EXPECT_GT(ordered.workspace, fast.workspace);
-  EXPECT_TRUE(ordered.kernels[1].ordered);
-  EXPECT_FALSE(fast.kernels[1].ordered);
-  s.determinism = Determinism::fast;
+  // A fixed order of sums needs no other kernels, and memory for its turns above d 128: up to that
+  // others have turns too, since who comes first stores.
+  const auto turns_are_its_own = [&](int d) {
+    Spec one = s;
+    one.dqk = one.dv = d;
+    const Choice any = choose(one, b, hopper, Family::sm90);
+    one.determinism = Determinism::reproducible;
+    const Choice ordered = choose(one, b, hopper, Family::sm90);
+    EXPECT_TRUE(ordered.kernels[1].ordered);
+    EXPECT_FALSE(any.kernels[1].ordered);
+    return ordered.workspace > any.workspace;
+  };
+  EXPECT_TRUE(turns_are_its_own(256));
+  EXPECT_FALSE(turns_are_its_own(128));
 
   // A float32 dO is rounded in memory of its own.
+  const Choice fast = choose(s, b, hopper, Family::sm90);
   s.dout_dtype = DType::f32;
   const Choice rounded = choose(s, b, hopper, Family::sm90);
   EXPECT_EQ(kinds(), "rows bwd dq ");

@@ -174,7 +174,8 @@ void CudaPlan::explain() {
                 ? fmt::format("{}x{}", (*main)->spec.tile_m(), (*main)->spec.tile_n())
                 : "rows";
   e.splits = choice_.splits;
-  e.determinism = determinism_of(spec_, choice_.dq_sum >= 0 && choice_.dq_turns < 0);
+  e.determinism =
+      determinism_of(spec_, choice_.dq_sum >= 0 && spec_.determinism == Determinism::fast);
   e.flops = flops(spec_, bounds_);
   e.bytes = bytes_moved(spec_, bounds_);
   if (d.tensor_flops > 0 && d.bandwidth > 0)
@@ -207,9 +208,10 @@ void CudaPlan::explain() {
         fmt::format("2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
                     "queries; registers {} to load, {} to compute",
                     t.keys == 64 ? "that share 64 keys" : "of 64 keys",
-                    t.keys == 64 ? (k.ordered ? ", two for the turns of dQ" : "")
-                    : k.ordered  ? ", two to add dQ in order"
-                                 : ", one to add dQ",
+                    t.keys == 64      ? (k.ordered ? ", two for the turns of dQ" : "")
+                    : k.ordered       ? ", two to add dQ in order"
+                    : t.queries == 64 ? ", two to add dQ"
+                                      : ", one to add dQ",
                     t.stages,
                     t.queries,
                     t.producer_registers,

@@ -79,6 +79,15 @@ __device__ inline void wait_for_turn(const int* at, int turn) {
                  : "memory");
   } while (now != turn);
 }
+/// The value at `at`; if that is 0, it becomes 1. PTX: atom.acquire.gpu.global.cas
+__device__ inline int claim(int* at) {
+  int was;
+  asm volatile("atom.acquire.gpu.global.cas.b32 %0, [%1], 0, 1;"
+               : "=r"(was)
+               : "l"(__cvta_generic_to_global(at))
+               : "memory");
+  return was;
+}
 /// PTX: red.release.gpu.global.add
 __device__ inline void pass_turn(int* at) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(__cvta_generic_to_global(at))

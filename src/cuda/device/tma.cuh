@@ -54,6 +54,15 @@ __device__ inline void bulk_load(unsigned to, const void* from, int bytes, unsig
       "r"(barrier)
       : "memory");
 }
+/// `bytes` of shared memory to global memory, later; both begin at multiples of 16.
+/// PTX: cp.async.bulk.global.shared::cta
+__device__ inline void bulk_store(void* to, unsigned from, int bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(from),
+               "r"(bytes)
+               : "memory");
+}
 /// Adds `bytes` of floats in shared memory to global memory, later; both begin at multiples of 16.
 /// PTX: cp.reduce.async.bulk.global.shared::cta.add.f32
 __device__ inline void bulk_add(float* to, unsigned from, int bytes) {

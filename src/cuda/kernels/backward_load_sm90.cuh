@@ -257,11 +257,13 @@ struct BackwardProducer90 {
 };
 
 /// Adds what warpgroups [first, end) leave of dQ tiles in shared memory to the sums in global
-/// memory. One thread for both; ordered, where it waits for turns, one for each.
+/// memory: whose turn is first or, without an order, who comes first stores, and the others wait
+/// for that, so that no pass writes zeros for them to read. One thread.
 template <class C>
 __device__ inline void add_dq(const Params& p, unsigned base, int first, int end) {
   using L = SharedBackward90<C>;
   for (unsigned parity = 0;; parity ^= 1) {
+    bool stores = false;
     for (int g = first; g < end; ++g) {
       mbarrier_wait(base + L::dq_full + 8 * g, parity);
       const int tile = load_shared_word(base + L::dq_to + 4 * g);
@@ -269,15 +271,23 @@ __device__ inline void add_dq(const Params& p, unsigned base, int first, int end
         bulk_wait<0>();
         return;
       }
-      int* turns = p.dq_turns + 2 * tile + g;
-      if constexpr (C::ordered) wait_for_turn(turns, load_shared_word(base + L::dq_turn + 4 * g));
-      bulk_add(p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * L::dq_second,
-               base + L::dq_at + L::dq_bytes * g,
-               L::dq_bytes);
+      int* turns = p.dq_turns + 2 * tile + first;
+      if (g == first) {
+        const int turn = C::ordered ? load_shared_word(base + L::dq_turn + 4 * g) : claim(turns);
+        stores = turn == 0;
+        if (C::ordered && turn > 0) wait_for_turn(turns, turn);
+        if (!C::ordered && turn == 1) wait_for_turn(turns, 2);  // claimed, not stored yet
+      }
+      float* sums = p.dq_sum + static_cast<long long>(tile) * L::dq_floats + g * L::dq_second;
+      const unsigned from = base + L::dq_at + L::dq_bytes * g;
+      if (stores)
+        bulk_store(sums, from, L::dq_bytes);
+      else
+        bulk_add(sums, from, L::dq_bytes);
       bulk_commit();
       bulk_wait_read<0>();
       mbarrier_arrive(base + L::dq_empty + 8 * g);
-      if constexpr (C::ordered) {
+      if (g + 1 == end && (C::ordered || stores)) {
         bulk_wait<0>();
         pass_turn(turns);
       }

@@ -2,8 +2,9 @@
 // What the sm90 backward needs before and after it, a block of 256 threads a query tile.
 //
 // prepare_rows: delta = rowsum(dO * O) - dLSE (Dao 2023, section 3.3) and the LSE in log2, side by
-// side as the copy engine brings them with the tile; zeros for the sums of dQ; a float32 dO in 16
-// bits, as the copy engine brings operands only as they are. gather_dq: the sums to dQ.
+// side as the copy engine brings them with the tile; zeros for the sums of dQ, or for the turns of
+// who stores them and who adds; a float32 dO in 16 bits, as the copy engine brings operands only as
+// they are. gather_dq: the sums to dQ.
 #pragma once
 
 #include "kernels/backward_work_sm90.cuh"
@@ -121,11 +122,13 @@ __device__ void prepare_rows(const Params& p) {
   const bool live = at < C::m && i < t.s.q_len;
   const float lse = live ? *row_scalar<C>(p.lse, t.s, t.b, t.h, i) : -infinity();
   const float dlse = live && p.dlse.data ? *row_scalar<C>(p.dlse, t.s, t.b, t.h, i) : 0.0f;
-  float4* sums =
-      reinterpret_cast<float4*>(p.dq_sum + static_cast<long long>(t.sums) * L::dq_floats);
+  if constexpr (L::wide) {
+    float4* sums =
+        reinterpret_cast<float4*>(p.dq_sum + static_cast<long long>(t.sums) * L::dq_floats);
 #pragma unroll
-  for (int k = 0; k < L::dq_floats / 4; k += 256) sums[k + at] = float4{0.0f, 0.0f, 0.0f, 0.0f};
-  if (C::ordered && at < 2) p.dq_turns[2 * t.sums + at] = 0;
+    for (int k = 0; k < L::dq_floats / 4; k += 256) sums[k + at] = float4{0.0f, 0.0f, 0.0f, 0.0f};
+  }
+  if ((C::ordered || !L::wide) && at < 2) p.dq_turns[2 * t.sums + at] = 0;
   if (p.o_type == element_f32)
     row_deltas<C, float>(p, t, delta);
   else
@@ -151,6 +154,7 @@ __device__ void gather_dq(const Params& p) {
       reinterpret_cast<const float4*>(p.dq_sum + static_cast<long long>(r.sums) * L::dq_floats +
                                       group * L::dq_second) +
       thread;
+  const bool none = !L::wide && p.dq_turns[2 * r.sums] == 0;  // no key, and so no sums
   // A half holds 64 rows of all columns, or all rows of its columns.
   const int row = r.i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4;
   const auto columns = [&](auto first, auto end, int quad = 0) {
@@ -159,7 +163,7 @@ __device__ void gather_dq(const Params& p) {
       float acc[n][4];
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        const float4 v = from[(quad + i) * 128];
+        const float4 v = none ? float4{0.0f, 0.0f, 0.0f, 0.0f} : from[(quad + i) * 128];
         acc[i][0] = v.x;
         acc[i][1] = v.y;
         acc[i][2] = v.z;
