@@ -237,6 +237,36 @@ TEST_P(CpuForward, SplitKeysMergeToTheSame) {
   EXPECT_GT(cpu::prepare(p.spec, p.bounds, cpu_device, context)->explanation.splits, 1);
 }
 
+TEST_P(CpuForward, BitsDoNotDependOnWhichKeyBlocksWaitForEachOther) {
+  // Rows from 32 on meet all blocks but the first, which others of their macro-tile meet. Alone
+  // with their keys they meet the same blocks, paired otherwise; large scores move the references.
+  for (const std::int64_t nk : {192, 250, 320}) {
+    SCOPED_TRACE(nk);
+    Case c{.dtype = DType::bf16, .hq = 1, .hkv = 1, .nq = 96, .nk = nk, .d = 64};
+    c.options.scale = 3.0;
+    c.options.out_dtype = DType::f32;
+    c.options.mask = Mask::parse("q < 32 || k >= 64");
+    c.options.align = Align::start;
+    const Data x = data_of(c);
+    Problem whole = resolve(x.q, x.kv, c.options);
+    const Results all(whole, DType::f32, DType::f32);
+    all.attach(whole.args);
+    run_cpu(whole);
+    c.options.mask = {};
+    Problem tail = resolve(Rows(x.qt.sliced(2, 32, c.nq)),
+                           dense(x.k.sliced(2, 64, nk), x.v.sliced(2, 64, nk)),
+                           c.options);
+    const Results part(tail, DType::f32, DType::f32);
+    part.attach(tail.args);
+    run_cpu(tail);
+    for (std::int64_t i = 32; i < c.nq; ++i)
+      for (std::int64_t e = 0; e < c.dv; ++e)
+        ASSERT_EQ(*static_cast<float*>(part.o.at({0, 0, i - 32, e})),
+                  *static_cast<float*>(all.o.at({0, 0, i, e})))
+            << i << ' ' << e;
+  }
+}
+
 TEST_P(CpuForward, InvariantRowsDoNotDependOnTheirNeighbours) {
   Case c{.hq = 4, .hkv = 2, .nq = 150, .nk = 300};
   c.options.mask = window(100, 0);

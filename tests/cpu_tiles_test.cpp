@@ -256,7 +256,7 @@ TEST_P(CpuTiles, SoftmaxMovesItsReferenceOnlyPastTheSlack) {
   const int lanes = kernels_.lanes, rows = 5;
   std::vector<float> m(lanes, -INFINITY), l(lanes), alpha(lanes);
   std::vector<float> s(rows * lanes, 0.0f);
-  kernels_.softmax(s.data(), rows, 1.0f, 8.0f, m.data(), l.data(), alpha.data(), 2);
+  kernels_.softmax(s.data(), rows, 1.0f, 8.0f, m.data(), l.data(), alpha.data(), 2, s.data());
   for (int lane = 0; lane < lanes; ++lane) {
     ASSERT_EQ(m[lane], 0.0f);
     ASSERT_EQ(alpha[lane], 0.0f);
@@ -267,7 +267,7 @@ TEST_P(CpuTiles, SoftmaxMovesItsReferenceOnlyPastTheSlack) {
     for (int lane = 0; lane < lanes; ++lane)
       x[r * lanes + lane] = static_cast<float>(lane - r);  // at most `lane`
   s = x;
-  kernels_.softmax(s.data(), rows, 1.0f, 3.0f, m.data(), l.data(), alpha.data(), 2);
+  kernels_.softmax(s.data(), rows, 1.0f, 3.0f, m.data(), l.data(), alpha.data(), 2, s.data());
   for (int lane = 0; lane < lanes; ++lane) {
     const float want = lane > 3 ? static_cast<float>(lane) : 0.0f;
     ASSERT_EQ(m[lane], want);
@@ -281,17 +281,22 @@ TEST_P(CpuTiles, SoftmaxMovesItsReferenceOnlyPastTheSlack) {
     ASSERT_NEAR(l[lane], sum, 1e-6 * sum);
   }
   if (!kernels_.dots) return;
-  for (int n = 1; n <= rows; ++n) {  // weights in pairs are the same, paired
-    std::vector<float> in_rows = x, pairs = x;
-    for (std::vector<float>* out : {&in_rows, &pairs}) {
+  for (int n = 1; n <= rows; ++n) {  // weights in pairs are the same, paired, here or elsewhere
+    std::vector<float> in_rows = x, pairs = x, scores = x, elsewhere(x.size());
+    const auto softmax = [&](cpu::Softmax* with, std::vector<float>& at, std::vector<float>& to) {
       std::fill(m.begin(), m.end(), -INFINITY);
       std::fill(l.begin(), l.end(), 0.0f);
-      (out == &pairs ? kernels_.dots->softmax : kernels_.softmax)(
-          out->data(), n, 1.0f, 0.0f, m.data(), l.data(), alpha.data(), 2);
-    }
+      with(at.data(), n, 1.0f, 0.0f, m.data(), l.data(), alpha.data(), 2, to.data());
+    };
+    softmax(kernels_.softmax, in_rows, in_rows);
+    softmax(kernels_.dots->softmax, pairs, pairs);
+    softmax(kernels_.dots->softmax, scores, elsewhere);
     kernels_.dots->pair_rows(in_rows.data(), n, 2);
-    for (int i = 0; i < (n + 1) / 2 * lanes; ++i)
+    for (int i = 0; i < (n + 1) / 2 * lanes; ++i) {
       ASSERT_EQ(std::bit_cast<std::uint32_t>(pairs[i]), std::bit_cast<std::uint32_t>(in_rows[i]));
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(pairs[i]), std::bit_cast<std::uint32_t>(elsewhere[i]));
+    }
+    ASSERT_EQ(scores, x);
   }
 }
 

@@ -24,7 +24,9 @@ constexpr std::int64_t mass_keys = 16 * key_block;  // keys of one key_mass task
 
 /// Scratch of one worker.
 struct Worker {
-  Worker(Arena& arena, const Setup& setup) : tiles(arena, setup), rows(arena, setup) {}
+  Worker(Arena& arena, const Setup& setup)
+      : tiles(arena, setup, setup.dots && setup.dots->accumulate_blocks ? waiting_blocks : 1),
+        rows(arena, setup) {}
   ScoreTiles::Memory tiles;
   RowState rows;
 };

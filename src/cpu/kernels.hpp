@@ -254,14 +254,36 @@ struct Quantised {
 };
 
 /// Online softmax of one tile: s becomes exp2(c * s - m); m and l follow, alpha = exp2(old - new
-/// m). m follows a maximum only where that is more than `slack` above it.
-using Softmax =
-    void(float* s, int rows, float c, float slack, float* m, float* l, float* alpha, int vectors);
+/// m). m follows a maximum only where that is more than `slack` above it. Rows of pairs go to
+/// `pairs`, which may be s.
+using Softmax = void(float* s,
+                     int rows,
+                     float c,
+                     float slack,
+                     float* m,
+                     float* l,
+                     float* alpha,
+                     int vectors,
+                     float* pairs);
+
+/// The weights of a key block and the values they are the weights of, as Products::accumulate takes
+/// them.
+struct Weighted {
+  const float *v = nullptr, *p = nullptr;
+  int first = 0, rows = 0;
+};
+/// Key blocks whose weights wait for each other, so that O is read and written once for all. With
+/// three or four their values and weights are gone from the caches before they are used.
+inline constexpr int waiting_blocks = 2;
 
 /// What an instruction set with a dot product of bf16 pairs adds. Both products then sum words of
 /// two: a word of Q and K holds two neighbours of d, a word of P and V two neighbouring keys.
 struct Dots {
   Products bf16;
+  /// Products::accumulate of up to waiting_blocks key blocks, one after the other, where O is read
+  /// and written once; alpha is that of the first. Null for none.
+  void (*accumulate_blocks)(
+      const Weighted* blocks, int count, int columns, const float* alpha, float* o_t, int vectors);
   const DecodeProducts* decode;  // of up to matrix_decode_rows queries; null for none
   const Quantised* quantised;    // of head dims that are multiples of 64; null for none
   /// What a thread owes the products before the first and after the last; null for nothing.

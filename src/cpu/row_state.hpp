@@ -39,22 +39,29 @@ class RowState {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
       tiles.prefetch();
-      float* p = tiles.scores(sub);
+      float* s = tiles.scores(sub);
       ask();
-      tiles.softmax(sub, p, m(sub), l(sub), alpha + sub % 2 * lanes_);
+      float* p = tiles.softmax(sub, s, m(sub), l(sub), alpha + sub % 2 * lanes_);
       if (run.spec.dropout) tiles.drop(sub, p);
       clear();
+      if (tiles.waits()) {
+        tiles.wait(sub, p, alpha);
+        continue;
+      }
       tiles.accumulate_values(sub, p, alpha, begun_[sub], o(sub));
       begun_[sub] = true;
     }
+    if (tiles.places_taken())
+      for (int sub = 0; sub < tiles.subs(); ++sub) accumulate_waiting(tiles, sub);
   }
   /// Calls use(sub) once for each sub-block: here for those that need no key after the visited
   /// block, or for all that are left.
   template <class F>
-  void finish(const ScoreTiles& tiles, bool all, F&& use) const {
+  void finish(ScoreTiles& tiles, bool all, F&& use) const {
     for (int sub = 0; sub < tiles.subs(); ++sub) {
       if (ended_[sub] || !(all || tiles.done(sub))) continue;
       ended_[sub] = true;
+      accumulate_waiting(tiles, sub);
       if (!begun_[sub]) std::fill_n(o(sub), o_size_, 0.0f);
       tiles.finish_values(sub, o(sub));
       use(sub);
@@ -66,6 +73,10 @@ class RowState {
   float* l(int sub) const { return l_ + sub * lanes_; }
 
  private:
+  void accumulate_waiting(ScoreTiles& tiles, int sub) const {
+    if (tiles.accumulate_waiting(sub, begun_[sub], o(sub))) begun_[sub] = true;
+  }
+
   std::int64_t lanes_, o_size_;
   float *o_, *m_, *l_;
   bool *begun_, *ended_;  // does O hold anything? was it used?

@@ -138,7 +138,9 @@ void ScoreTiles::load_keys() {
 }
 
 void ScoreTiles::load_values() {
-  if (!decode_.used()) pack_by_rows(here_.v.data(), run_.spec.dv, memory_.v_blocks);
+  place_ = places_taken() ? 0 : place_ + 1;
+  if (!decode_.used())
+    pack_by_rows(here_.v.data(), run_.spec.dv, memory_.v_blocks + place_ * v_size());
 }
 
 void ScoreTiles::load_gradient() {

@@ -8,13 +8,17 @@
 
 namespace undivided::cpu {
 
-ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup) {
+ScoreTiles::Memory::Memory(Arena& arena, const Setup& setup, int count) : places(count) {
   const Kernels& k = *setup.kernels;
   const std::int64_t lanes = k.lanes, subs = setup.subs(), all = lanes * subs;
   q_t = arena.take<float>(all * whole_blocks(setup.qk_words()));
   s = arena.take<float>(2 * key_block * lanes);  // the decode tile rounds rows up
   k_blocks = arena.take<float>(whole_blocks(setup.qk_words()) / block_edge * block_column);
-  v_blocks = arena.take<float>(whole_blocks(setup.spec.dv) / block_edge * block_column);
+  v_blocks = arena.take<float>(places * whole_blocks(setup.spec.dv) / block_edge * block_column);
+  const std::int64_t waiting_places = places > 1 ? places : 0;
+  weights = arena.take<float>(waiting_places * all * key_block / 2);
+  alphas = arena.take<float>(waiting_places * all);
+  waiting = arena.take<Waiting>(places > 1 ? subs : 0);
   k_sums = setup.dots && setup.spec.op == Operation::backward
                ? arena.take<float>(whole_blocks(setup.spec.dqk) / block_edge * block_column)
                : k_blocks;
@@ -58,6 +62,8 @@ void ScoreTiles::begin(
   low_ = banded || planned ? s.k_len : 0;
   high_ = banded || planned ? 0 : s.k_len;
   std::fill_n(memory_.ready, subs_, Ready::nothing);
+  place_ = memory_.places - 1;
+  if (memory_.places > 1) std::fill_n(memory_.waiting, subs_, Waiting{});
   for (int sub = 0; sub < subs_; ++sub) {
     if (banded) {
       const auto first_low = low_of(row(sub, 0)), last_high = high_of(last_row(sub));
@@ -85,6 +91,7 @@ void ScoreTiles::begin(
   low_ = low_ / key_block * key_block;
   high_ = std::min(high_, s.k_len);
   decode_.begin(s, b, run_.kv_head_of(head), count, high_);
+  if (waits()) slots_ = 1;  // scores are read before the next ones come
   for (int sub = 0; sub < ahead; ++sub) ask_sub(run_.args.q.data, sub);
 }
 
@@ -348,56 +355,6 @@ float* ScoreTiles::scores(int sub, float* raw) {
                        memory_.low + sub * lanes,
                        memory_.high + sub * lanes);
   return s;
-}
-
-void ScoreTiles::softmax(int sub, float* s, float* m, float* l, float* alpha) {
-  const RowRange& range = memory_.ranges[sub];
-  if (decode_.used() && (pairs_weights() || !run_.setup.dots))
-    return decode_.softmax(range.begin, range.size(), s, m, l, alpha, vectors(sub));
-  const auto as = pairs_weights() ? run_.setup.dots->softmax : kernels_.softmax;
-  as(s, range.size(), run_.factor, run_.slack, m, l, alpha, vectors(sub));
-}
-
-void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t) {
-  const RowRange& range = memory_.ranges[sub];
-  const int lanes = kernels_.lanes;
-  int first = range.begin, rows = range.size();
-  if (run_.setup.dots && !pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
-  if (decode_.used()) {
-    const int from = sub > 0 && two_at_once(sub - 1) ? sub - 1 : sub;
-    decode_.weights(first, rows, (sub - from) * lanes, lanes_of(sub), p);
-    if (two_at_once(sub)) return;  // with the next one's
-    alpha += from % 2 * lanes;
-    return decode_.outputs(first, rows, from * lanes, queries_at_once(from), p, alpha);
-  }
-  if (run_.setup.dots) {
-    first /= 2;
-    rows = (rows + 1) / 2;
-  } else if (run_.setup.bf16_values) {
-    kernels_.round_bf16(p, std::int64_t{rows} * lanes);
-  }
-  run_.setup.products().accumulate(memory_.v_blocks,
-                                   first,
-                                   rows,
-                                   run_.spec.dv,
-                                   p,
-                                   begun ? alpha + sub % 2 * lanes : nullptr,
-                                   o_t,
-                                   vectors(sub));
-}
-
-void ScoreTiles::drop(int sub, float* p) const {
-  const RowRange& range = memory_.ranges[sub];
-  DropoutTile at;
-  at.q = memory_.q + sub * kernels_.lanes;
-  at.head = memory_.head + sub * kernels_.lanes;
-  at.batch = static_cast<std::uint32_t>(b_);
-  at.k = static_cast<std::uint32_t>(sequence_.k_origin + j0_ + range.begin);
-  at.threshold = run_.threshold;
-  at.key0 = static_cast<std::uint32_t>(run_.args.seed);
-  at.key1 = static_cast<std::uint32_t>(run_.args.seed >> 32);
-  at.keep_scale = run_.keep_scale;
-  kernels_.drop(p, range.size(), at);
 }
 
 }  // namespace undivided::cpu

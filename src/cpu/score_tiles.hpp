@@ -30,6 +30,10 @@ class ScoreTiles {
     std::int64_t j0 = -1;
     std::array<const std::byte*, key_block> k, v;
   };
+  struct Waiting {  // key blocks of a sub-block whose weights are not in O yet
+    int count = 0;
+    Weighted blocks[waiting_blocks];
+  };
   struct PlanRuns {  // of a sub-block's row of blocks: those not yet passed
     const MaskPlan::Run *next = nullptr, *end = nullptr;
   };
@@ -37,8 +41,13 @@ class ScoreTiles {
  public:
   /// Scratch of one worker; the lane arrays are [sub-blocks][lanes].
   struct Memory {
-    Memory(Arena& arena, const Setup& setup);
-    float *q_t, *s, *k_blocks, *v_blocks;
+    /// `places`: of values, and of the weights that wait for them if there are several.
+    Memory(Arena& arena, const Setup& setup, int places = 1);
+    int places;
+    float *q_t, *s, *k_blocks;
+    float* v_blocks;          // [places]
+    float *weights, *alphas;  // [places][sub-blocks]
+    Waiting* waiting;
     float* k_sums;  // K as dQ sums it: pairs of keys, or the same blocks
     float *mean, *k_factor, *k_start, *q_factor, *q_offset;  // of int8, see Quantised
     std::byte* rounded;                                      // V in bf16, where it came as another
@@ -94,12 +103,20 @@ class ScoreTiles {
   float* scores(int sub, float* raw = nullptr);
   /// Does the softmax leave weights in pairs? Dropout wants them in rows.
   bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout; }
-  /// The softmax of those.
-  void softmax(int sub, float* s, float* m, float* l, float* alpha);
+  /// The softmax of those; gives where the weights are.
+  float* softmax(int sub, float* s, float* m, float* l, float* alpha);
   /// o_t = alpha * o_t + V^T P over the range of a sub-block, V^T P alone unless `begun`; `p`
   /// begins at its first row and is rounded as the products want it. `alpha` is of all sub-blocks
   /// [sub % 2][lanes]: the decode tile makes two at once, when it meets the second.
   void accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t);
+  /// Where weights wait, in place of that: those of a few blocks, of which O is read and written
+  /// once. Bits are the same. `alpha` is of all sub-blocks.
+  bool waits() const { return memory_.places > 1 && pairs_weights() && !decode_.used(); }
+  void wait(int sub, const float* p, const float* alpha);
+  /// Has the visited block the last place?
+  bool places_taken() const { return place_ + 1 == memory_.places; }
+  /// False if nothing waits.
+  bool accumulate_waiting(int sub, bool begun, float* o_t);
   /// Where scores() leaves its tiles from now on: that of a sub-block in slot `sub % slots` of
   /// [slots][key_block][lanes].
   void use(float* tiles, int slots) {
@@ -140,7 +157,7 @@ class ScoreTiles {
   std::int64_t key() const { return j0_; }
   int key_rows() const { return rows_; }
   const float* keys() const { return memory_.k_sums; }  // after load_gradient, in blocks
-  const float* values() const { return memory_.v_blocks; }
+  const float* values() const { return memory_.v_blocks + place_ * v_size(); }
   const Sequence& sequence() const { return sequence_; }
   std::int64_t batch() const { return b_; }
   std::int64_t head() const { return head_; }
@@ -168,6 +185,7 @@ class ScoreTiles {
   void clear_rest(int words, float* to) const;
   RowRange band_range(int sub) const;
   RowRange plan_range(int sub) const;
+  std::int64_t v_size() const { return whole_blocks(run_.spec.dv) / block_edge * block_column; }
   bool next_is_needed() const;  // of the block after the visited one, by the plan
   /// Asks the mask program about the whole block.
   RowRange program_range(int sub) const;
@@ -188,6 +206,7 @@ class ScoreTiles {
   int count_ = 0, idle_ = 0, subs_ = 0, rows_ = 0;
   int met_ = 0, asked_ = 0;    // sub-blocks that meet the visited block; rows of the next asked for
   bool next_ = true;           // is the next block needed?
+  int place_ = 0;              // of the values of the visited block
   int slots_ = 2, made_ = -1;  // the sub-block whose products were made with those before
 };
 

@@ -304,9 +304,9 @@ static __attribute__((noinline)) void decode_softmax(float* s,
     ask(due, 1);
   };
   if (vectors == 1)
-    softmax_all<1, Weights>(s, rows, c, slack, m, l, alpha, beside);
+    softmax_all<1, Weights>(s, rows, c, slack, m, l, alpha, s, beside);
   else
-    softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha, beside);
+    softmax_all<2, Weights>(s, rows, c, slack, m, l, alpha, s, beside);
   ahead = due;
 }
 

@@ -16,8 +16,15 @@ struct WeightsInRows {
 /// lane keeps its m while the maximum is above it by `slack` at most.
 /// `beside` is called for every two rows.
 template <int NV, class Weights, class F>
-UNDIVIDED_VEC void softmax_all(
-    float* s, int rows, float c, float slack, float* m, float* l, float* alpha, F&& beside) {
+UNDIVIDED_VEC void softmax_all(float* s,
+                               int rows,
+                               float c,
+                               float slack,
+                               float* m,
+                               float* l,
+                               float* alpha,
+                               float* pairs,
+                               F&& beside) {
   const vf infinity = set1(-__builtin_inff()), factor = set1(c), zero = set1(0.0f);
   constexpr int chains = 4;  // a maximum waits for the one before it
   vf high[NV], part[chains][NV], base[NV], even[NV], odd[NV];
@@ -57,7 +64,7 @@ UNDIVIDED_VEC void softmax_all(
       float* at = s + r * lanes + v * W;
       const vf a = exp2_of(fma(load(at), factor, base[v]));
       const vf b = exp2_of(fma(load(at + lanes), factor, base[v]));
-      Weights::two(at, s + r / 2 * lanes + v * W, a, b);
+      Weights::two(at, pairs + r / 2 * lanes + v * W, a, b);
       even[v] = add(even[v], a);
       odd[v] = add(odd[v], b);
     }
@@ -67,7 +74,7 @@ UNDIVIDED_VEC void softmax_all(
     for (int v = 0; v < NV; ++v) {
       float* at = s + r * lanes + v * W;
       const vf a = exp2_of(fma(load(at), factor, base[v]));
-      Weights::one(at, s + r / 2 * lanes + v * W, a);
+      Weights::one(at, pairs + r / 2 * lanes + v * W, a);
       even[v] = add(even[v], a);
     }
   for (int v = 0; v < NV; ++v) store(l + v * W, add(load(l + v * W), add(even[v], odd[v])));
@@ -75,15 +82,22 @@ UNDIVIDED_VEC void softmax_all(
 
 template <int NV, class Weights>
 static __attribute__((noinline)) void softmax_part(
-    float* s, int rows, float c, float slack, float* m, float* l, float* alpha) {
-  softmax_all<NV, Weights>(s, rows, c, slack, m, l, alpha, [](int) {});
+    float* s, int rows, float c, float slack, float* m, float* l, float* alpha, float* pairs) {
+  softmax_all<NV, Weights>(s, rows, c, slack, m, l, alpha, pairs, [](int) {});
 }
 
 template <class Weights>
-static void softmax_tile(
-    float* s, int rows, float c, float slack, float* m, float* l, float* alpha, int vectors) {
-  vectors == 1 ? softmax_part<1, Weights>(s, rows, c, slack, m, l, alpha)
-               : softmax_part<2, Weights>(s, rows, c, slack, m, l, alpha);
+static void softmax_tile(float* s,
+                         int rows,
+                         float c,
+                         float slack,
+                         float* m,
+                         float* l,
+                         float* alpha,
+                         int vectors,
+                         float* pairs) {
+  vectors == 1 ? softmax_part<1, Weights>(s, rows, c, slack, m, l, alpha, pairs)
+               : softmax_part<2, Weights>(s, rows, c, slack, m, l, alpha, pairs);
 }
 
 /// What `end_of_row` gives without a sink, of all lanes. log2(l) = e + 2 log2(e) atanh(s), where

@@ -14,8 +14,12 @@ UNDIVIDED_VEC vf exp2_of(vf x) {
   // The clamps keep NaN: it is the second operand. 2^-150 rounds to 0 in scale2.
   if constexpr (W < 16) x = min(set1(129.0f), max(set1(-150.0f), x));
   vf f;
-  const vf n = round(x, f);
-  return scale2(fma(exp2_slope(f), f, set1(1.0f)), n);
+  const vf n = floor_of(x, f);
+  vf p = fma(f, set1(0x1.e974fep-10f), set1(0x1.277854p-7f));
+  p = fma(p, f, set1(0x1.c91ce6p-5f));
+  p = fma(p, f, set1(0x1.ebdb56p-3f));
+  p = fma(p, f, set1(0x1.62e4bap-1f));
+  return scale2(fma(p, f, set1(1.0f)), n);
 }
 
 /// e^x. The argument is reduced by ln 2 in two parts, so large x keep their accuracy.

@@ -214,18 +214,55 @@ static constexpr Quantised matrix_quantised = {QuadWords::values,
                                                pack_quantised_keys<pack_panel_words>,
                                                matrix_quantised_scores};
 
+/// Halves [begin, end) of a block and their weights; `p` is that of pair 0.
+struct Halves {
+  const float *v, *p;
+  int begin, end;
+};
+
 template <bool N2>
 static __attribute__((noinline)) void matrix_outputs_part(
-    const float* v, int c, int half, int end, const float* p, bool fresh, float* o_t) {
+    const Halves* blocks, int count, int c, bool fresh, float* o_t) {
   using Sums = TileSums<true, N2>;
   if (fresh)
     Sums::clear();
   else
     Sums::load_from(o_t, lanes);
-  for (; half < end; ++half)
-    Sums::add(
-        v + half_panel(c, half), v + half_panel(c + edge, half), p + half * edge * lanes, lanes);
+  for (int i = 0; i < count; ++i) {
+    const Halves& b = blocks[i];
+    for (int half = b.begin; half < b.end; ++half)
+      Sums::add(b.v + half_panel(c, half),
+                b.v + half_panel(c + edge, half),
+                b.p + half * edge * lanes,
+                lanes);
+  }
   Sums::store_to(o_t, lanes);
+}
+
+static void matrix_accumulate_blocks(
+    const Weighted* blocks, int count, int columns, const float* alpha, float* o_t, int vectors) {
+  for (int x = 0; alpha && x < vectors; ++x) {
+    const vf a = load(alpha + x * W);
+    if (!any(ne(a, set1(1.0f)))) continue;
+    for (int c = 0; c < columns; ++c) {
+      float* at = o_t + c * lanes + x * W;
+      store(at, mul(load(at), a));
+    }
+  }
+  alignas(64) float grid[waiting_blocks][key_block / 2 * lanes];
+  Halves halves[waiting_blocks];
+  for (int k = 0; k < count; ++k) {
+    const auto& [v, p, first, rows] = blocks[k];
+    const int begin = first / edge, end = (first + rows + edge - 1) / edge;
+    halves[k] = {v, p - first * lanes, begin, end};
+    if (first % edge == 0 && rows % edge == 0) continue;
+    float* to = grid[k];
+    for (int i = begin * edge * lanes; i < end * edge * lanes; i += W) store(to + i, set1(0.0f));
+    for (int i = 0; i < rows * lanes; i += W) store(to + first * lanes + i, load(p + i));
+    halves[k].p = to;
+  }
+  const auto part = vectors == 1 ? matrix_outputs_part<false> : matrix_outputs_part<true>;
+  for (int c = 0; c < columns; c += 2 * edge) part(halves, count, c, !alpha, o_t + c * lanes);
 }
 
 static void matrix_accumulate(const float* v,
@@ -236,24 +273,8 @@ static void matrix_accumulate(const float* v,
                               const float* alpha,
                               float* o_t,
                               int vectors) {
-  for (int x = 0; alpha && x < vectors; ++x) {
-    const vf a = load(alpha + x * W);
-    if (!any(ne(a, set1(1.0f)))) continue;
-    for (int c = 0; c < columns; ++c) {
-      float* at = o_t + c * lanes + x * W;
-      store(at, mul(load(at), a));
-    }
-  }
-  const int half = first / edge, end = (first + rows + edge - 1) / edge;
-  alignas(64) float grid[key_block / 2 * lanes];
-  const float* from = p - first * lanes;
-  if (first % edge != 0 || rows % edge != 0) {
-    for (int i = half * edge * lanes; i < end * edge * lanes; i += W) store(grid + i, set1(0.0f));
-    for (int i = 0; i < rows * lanes; i += W) store(grid + first * lanes + i, load(p + i));
-    from = grid;
-  }
-  const auto part = vectors == 1 ? matrix_outputs_part<false> : matrix_outputs_part<true>;
-  for (int c = 0; c < columns; c += 2 * edge) part(v, c, half, end, from, !alpha, o_t + c * lanes);
+  const Weighted block{v, p, first, rows};
+  matrix_accumulate_blocks(&block, 1, columns, alpha, o_t, vectors);
 }
 
 template <bool R2>

@@ -246,6 +246,7 @@ static constexpr DecodeProducts matrix_decode = {decode_softmax<WeightsInPairs>,
 
 static const Dots matrix = {
     {matrix_scores, matrix_accumulate, nullptr},
+    matrix_accumulate_blocks,
     &matrix_decode,
     &matrix_quantised,
     open_tiles,

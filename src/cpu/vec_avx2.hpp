@@ -26,8 +26,8 @@ UNDIVIDED_VEC vf sqrt(vf a) { return _mm256_sqrt_ps(a); }
 UNDIVIDED_VEC vf round(vf a) {
   return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-UNDIVIDED_VEC vf round(vf a, vf& rest) {
-  const vf whole = round(a);
+UNDIVIDED_VEC vf floor_of(vf a, vf& rest) {
+  const vf whole = _mm256_floor_ps(a);
   rest = sub(a, whole);
   return whole;
 }

@@ -28,12 +28,12 @@ UNDIVIDED_VEC vf sqrt(vf a) { return _mm512_sqrt_ps(a); }
 UNDIVIDED_VEC vf round(vf a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/// The same in half the time, with rest = a - round(a); 0 at infinity.
-UNDIVIDED_VEC vf round(vf a, vf& rest) {
-  rest = _mm512_reduce_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  return sub(a, rest);
+/// What scale2 takes as floor(a), and rest = a - floor(a); 0 at infinity.
+UNDIVIDED_VEC vf floor_of(vf a, vf& rest) {
+  rest = _mm512_reduce_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return a;
 }
-/// p * 2^n for integral n; 0 for n = -inf, whatever p.
+/// p * 2^floor(n); 0 for n = -inf, whatever p.
 UNDIVIDED_VEC vf scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); }
 
 UNDIVIDED_VEC vi loadi(const std::int32_t* p) { return _mm512_loadu_si512(p); }

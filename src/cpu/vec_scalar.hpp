@@ -70,8 +70,9 @@ UNDIVIDED_VEC vf round(vf a) {
     return shifted - magic;
   });
 }
-UNDIVIDED_VEC vf round(vf a, vf& rest) {
-  const vf whole = round(a);
+UNDIVIDED_VEC vf floor_of(vf a, vf& rest) {
+  const vf near = round(a);
+  const vf whole = each<vf>([&](int i) { return near.x[i] > a.x[i] ? near.x[i] - 1 : near.x[i]; });
   rest = sub(a, whole);
   return whole;
 }
