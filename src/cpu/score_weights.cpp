@@ -25,7 +25,7 @@ void ScoreTiles::wait(int sub, const float* p, const float* alpha) {
   w.blocks[w.count] = {values(), p, range.begin / 2, (range.size() + 1) / 2};
   const std::int64_t lanes = kernels_.lanes;
   std::copy_n(alpha + sub % 2 * lanes,
-              lanes,
+              vectors(sub) * kernels_.width,
               memory_.alphas + (std::int64_t{w.count} * run_.setup.subs() + sub) * lanes);
   ++w.count;
 }
