@@ -30,6 +30,7 @@ class RowState {
   /// The visited block, whose keys and values are loaded:
   ///   S^T = K Q^T; score program; mask; m' = max(m, S); P = 2^(S - m'); l, O rescaled; O^T += V^T
   ///   P
+  /// The last product may wait for the next block, see ScoreTiles::waits.
   /// `ask` and `clear` are called for each tile, apart from each other and from the keys that are
   /// asked for: a core waits for few lines at once, and products need some of these.
   template <class F, class G>

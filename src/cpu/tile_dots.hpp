@@ -18,7 +18,8 @@ UNDIVIDED_VEC vf paired(vf low, vf high) {
   const auto both_rows = __builtin_bit_cast(__m512i, _mm512_cvtne2ps_pbh(high, low));
   return as_f(_mm512_permutexvar_epi16(_mm512_load_si512(order), both_rows));
 }
-/// The same rounded upwards where both neighbours are as near, in half the time: for weights.
+/// The same rounded upwards where both neighbours are as near, in half the time. For weights: a NaN
+/// of all ones becomes 0, but O has it through the sum of its row. Gradients keep theirs above.
 UNDIVIDED_VEC vf paired_weights(vf low, vf high) {
   const __m512i half = _mm512_set1_epi32(0x8000);
   const __m512i a = _mm512_add_epi32(as_i(low), half), b = _mm512_add_epi32(as_i(high), half);

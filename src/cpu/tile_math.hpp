@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // exp2 and the functions of the language over vec. Included once, inside the namespace of an ISA.
 
-/// (2^f - 1) / f for |f| <= 1/2.
+/// (2^f - 1) / f for |f| <= 1/2: for tanh, where what is near 0 must stay there, exp2 takes floors.
 UNDIVIDED_VEC vf exp2_slope(vf f) {
   vf p = fma(f, set1(0x1.5bba0ep-10f), set1(0x1.3cea88p-7f));
   p = fma(p, f, set1(0x1.c6b752p-5f));

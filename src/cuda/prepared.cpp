@@ -204,18 +204,18 @@ void CudaPlan::explain() {
   }
   if (const KernelSpec& k = (*main)->spec; k.kind == KernelKind::backward) {
     const Sm90Tile t = sm90_tile(k);
-    e.notes.push_back(
-        fmt::format("2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
-                    "queries; registers {} to load, {} to compute",
-                    t.keys == 64 ? "that share 64 keys" : "of 64 keys",
-                    t.keys == 64      ? (k.ordered ? ", two for the turns of dQ" : "")
-                    : k.ordered       ? ", two to add dQ in order"
-                    : t.queries == 64 ? ", two to add dQ"
-                                      : ", one to add dQ",
-                    t.stages,
-                    t.queries,
-                    t.producer_registers,
-                    t.consumer_registers));
+    e.notes.push_back(fmt::format(
+        "2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
+        "queries; registers {} to load, {} to compute",
+        t.keys == 64 ? "that share 64 keys" : "of 64 keys",
+        t.adders == 0
+            ? (k.ordered ? ", two for the turns of dQ" : "")
+            : fmt::format(
+                  ", {} to add dQ{}", t.adders == 1 ? "one" : "two", k.ordered ? " in order" : ""),
+        t.stages,
+        t.queries,
+        t.producer_registers,
+        t.consumer_registers));
   }
   if (choice_.not_sm90) e.notes.push_back(fmt::format("not the sm90 family: {}", choice_.not_sm90));
   for (const auto& k : kernels_) {

@@ -123,6 +123,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
       {"warpgroups", t.warpgroups},
       {"stages", t.stages},
       {"q_stages", t.q_stages},
+      {"adders", t.adders},
       {"slack", t.slack},
       {"producer_registers", t.producer_registers},
       {"consumer_registers", t.consumer_registers}};

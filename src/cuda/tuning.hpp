@@ -12,6 +12,7 @@ struct Sm90Tile {
   int keys = 128;
   int stages = 2;  // of K and of V; backward: of Q and of dO
   int q_stages = 1;
+  int adders = 0;    // backward: threads that add dQ for the consumers; 0: these do it themselves
   int slack = 0;     // log2 by which a row's maximum may grow before O is rescaled; 0: none
   bool bold = true;  // do references of rows stay without a look at maxima?
   int producer_registers = 40, consumer_registers = 232;

@@ -190,8 +190,8 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       BackwardScheduler90<C>{p, schedule, base, lead}.run();
     else if (C::capture != Capture::largest && lead) {
       const int group = warp / 2;  // warps 1 and 3
-      if (!L::wide && L::adders == 2) add_dq<C>(p, base, group, group + 1);
-      if (!L::wide && L::adders == 1 && group == 0) add_dq<C>(p, base, 0, 2);
+      if (C::adders == 2) add_dq<C>(p, base, group, group + 1);
+      if (C::adders == 1 && group == 0) add_dq<C>(p, base, 0, 2);
       if (L::wide && C::ordered && L::dq_columns(group) > 0) keep_turns<C>(p, base, group);
     }
   } else {

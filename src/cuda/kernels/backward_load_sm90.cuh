@@ -258,7 +258,7 @@ struct BackwardProducer90 {
 
 /// Adds what warpgroups [first, end) leave of dQ tiles in shared memory to the sums in global
 /// memory: whose turn is first or, without an order, who comes first stores, and the others wait
-/// for that, so that no pass writes zeros for them to read. One thread.
+/// for that, so that no pass writes zeros for them to add to. One thread.
 template <class C>
 __device__ inline void add_dq(const Params& p, unsigned base, int first, int end) {
   using L = SharedBackward90<C>;

@@ -29,8 +29,6 @@ struct SharedBackward90 {
   static constexpr int dq_floats = 64 * (wide ? q_slabs * 64 : broad ? 192 : 128);
   static constexpr int dq_second = wide ? (q_slabs + 1) / 2 * 64 * 64 : dq_floats / 2;
   static constexpr int dq_bytes = wide ? 0 : dq_floats / 2 * 4;
-  /// Threads that add them. Without an order, d 128: 1.01 to 1.02 of what one gives, d 64: 0.98.
-  static constexpr int adders = C::ordered || C::m == 64 ? 2 : 1;
   /// Wide: columns of dQ that a warpgroup makes.
   static __device__ constexpr int dq_columns(int group) {
     return group == 0 ? (q_slabs + 1) / 2 * 64 : q_slabs / 2 * 64;
