@@ -87,17 +87,18 @@ TEST_P(CpuDecode, MasksProgramsSinksAndDropout) {
     }
 }
 
-// On tile registers up to 64 rows of a KV head share one pass over K and V, if those are long.
+// Up to 16 rows of a KV head share one pass over K and V, on tile registers up to 64 if those are
+// long.
 TEST_P(CpuDecode, SeveralQueriesOfAGroup) {
-  const bool tiles = cpu::chosen_kernels().matrix;
+  const bool dots = cpu::chosen_kernels().dots;
   Tensor sink = Tensor::empty(DType::f32, {4});
   for (int h = 0; h < 4; ++h) sink.ptr<float>()[h] = static_cast<float>(h) - 2;
-  for (const int nq : {5, 8, 9, 12, 13, 16})  // times 4 heads
+  for (const int nq : {1, 2, 3, 4, 5, 8, 9, 12, 13, 16})  // times 4 heads
     for (const std::int64_t page : {0, 1, 16, 100})
       for (const Mask& m :
            {full(), causal(), causal() && window(40), Mask::parse("q % 3 != k % 5")}) {
         SCOPED_TRACE(testing::Message() << nq << " queries, page " << page << " " << m.text());
-        Case c{.dtype = tiles ? DType::bf16 : DType::f16,
+        Case c{.dtype = dots ? DType::bf16 : DType::f16,
                .batch = 2,
                .hq = 4,
                .hkv = 1,
@@ -116,11 +117,12 @@ TEST_P(CpuDecode, SeveralQueriesOfAGroup) {
 
 // Sequence 0 alone is a prefill of many rows; the same rows in calls of a few take the decode tile.
 TEST_P(CpuDecode, BitsOfAPrefill) {
-  // Heads that fill no vector, except for tile registers, which want 32.
-  const bool tiles = cpu::chosen_kernels().matrix;
-  const std::int64_t d = tiles ? 96 : 72, dv = tiles ? 64 : 40;
+  // Heads that fill no vector, except for dots, which want 32.
+  const bool dots = cpu::chosen_kernels().dots;
   for (const auto& [t, left] :
        {std::pair{DType::f32, 90}, {DType::f16, 90}, {DType::bf16, 90}, {DType::bf16, 300}}) {
+    const bool whole_vectors = dots && t == DType::bf16;
+    const std::int64_t d = whole_vectors ? 96 : 72, dv = whole_vectors ? 64 : 40;
     const std::int64_t n = 450;
     const Tensor q = random_tensor(t, {1, 4, n, d}, 1), k = random_tensor(t, {1, 2, n, d}, 2),
                  v = random_tensor(t, {1, 2, n, dv}, 3);
@@ -147,7 +149,7 @@ TEST_P(CpuDecode, BitsOfAPrefill) {
 }
 
 TEST_P(CpuDecode, KeysThatNoQueryKeepDoNoHarm) {
-  const std::int64_t n = 130, dv = cpu::chosen_kernels().matrix ? 64 : 40;
+  const std::int64_t n = 130, dv = cpu::chosen_kernels().dots ? 64 : 40;
   for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
     const Tensor q = random_tensor(t, {1, 2, 1, dv}, 1), k = random_tensor(t, {1, 1, n, dv}, 2),
                  v = random_tensor(t, {1, 1, n, dv}, 3);

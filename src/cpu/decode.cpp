@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/isa.hpp"
+
 namespace undivided::cpu {
 namespace {
 
@@ -17,15 +19,17 @@ std::int64_t row_bytes(const Spec& spec, std::int64_t d) {
   return d * static_cast<std::int64_t>(size_of(spec.dtype));
 }
 
-std::int64_t pieces_of(std::int64_t bytes) { return (bytes + Ahead::step - 1) / Ahead::step; }
+std::int64_t pieces_of(std::int64_t bytes) {
+  return (bytes + bytes_brought() - 1) / bytes_brought();
+}
 
 }  // namespace
 
 Decode::Memory::Memory(Arena& arena, const Setup& setup) {
   if (!setup.decode) return;
   kt = arena.take<float>(2 * decode_columns * key_block);
-  o = arena.take<float>(setup.decode_most * padded_columns(setup));
-  weights = arena.take<float>(setup.decode->weights ? setup.decode_most * key_block / 2 : 0);
+  o = arena.take<float>(setup.decode->most * padded_columns(setup));
+  weights = arena.take<float>(setup.decode->weights ? setup.decode->most * key_block / 2 : 0);
   for (auto& r : rows) r = arena.take<const std::byte*>(2 * key_block);
   const Spec& spec = setup.spec;
   pieces = arena.take<const std::byte*>(
@@ -51,7 +55,7 @@ void Decode::begin(
   next_ = -1;
   ahead_ = {};
   ahead_.spent = 512;
-  const int rows = std::min((count + 15) / 16 * 16, run_.setup.decode_most);
+  const int rows = std::min((count + 15) / 16 * 16, run_.setup.decode->most);
   std::fill_n(memory_.o, rows * o_stride(), 0.0f);
 }
 
@@ -91,10 +95,11 @@ void Decode::visit(std::int64_t j0) {
 void Decode::ask_for_next() {
   const std::byte **rows = memory_.rows[1], **end = rows + 2 * next_rows_;
   const std::int64_t longest = std::max(k_bytes_, v_bytes_);
-  if (longest > Ahead::step) {  // else rows are pieces
+  const std::int64_t piece = bytes_brought();
+  if (longest > piece) {  // else rows are pieces
     const std::byte** to = memory_.pieces;
     for (int i = 0; i < 2 * next_rows_; ++i)
-      for (std::int64_t at = 0; at < (i < next_rows_ ? k_bytes_ : v_bytes_); at += Ahead::step)
+      for (std::int64_t at = 0; at < (i < next_rows_ ? k_bytes_ : v_bytes_); at += piece)
         *to++ = rows[i] + at;
     rows = memory_.pieces;
     end = to;

@@ -116,7 +116,7 @@ Explanation describe_forward(const Setup& setup, std::int64_t splits, std::int64
   if (setup.decodes(setup.max_rows(), setup.bounds.max_k_len)) {
     e.tiles = fmt::format(
         "decode: up to {} queries x {} keys, K and V read where they lie, products of {}{}",
-        setup.decode_most,
+        setup.decode->most,
         key_block,
         products_of(setup),
         packed);

@@ -145,15 +145,13 @@ using Unpack = void(const float* from,
                     std::byte* const* rows,
                     Write how);
 
-/// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
+/// Pieces of the rows of K and V of the next tile, in the order of memory, each by its first two
+/// lines (at 0 and `apart`) and as long as what the processor then brings. Some are asked for
 /// whenever work of some weight is done, so that the requests are spread over the tile: a core has
 /// few buffers for lines on their way, and every load waits for one of these. Kernels work on a
 /// copy of their own: what lies in memory is written and read again around every use.
 struct Ahead {
   static constexpr int whole = 1 << 12;
-  /// Bytes of a piece. Two lines are asked for, at 0 and `apart`; the processor brings the two
-  /// after them by itself.
-  static constexpr int step = 256;
   const std::byte *const *next = nullptr, *const *end = nullptr;
   std::int64_t apart = 0;
   int pace = 0;   // pieces, times `whole`, for a weight of 1
@@ -164,6 +162,7 @@ struct Ahead {
 /// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.
 /// Bits are those of Products.
 struct DecodeProducts {
+  int most;  // queries
   /// The softmax, weights as Products has them. It asks for what is due, and for `rows` rows of V,
   /// of which the first cache then has what the outputs read.
   void (*softmax)(float* s,
@@ -284,7 +283,7 @@ struct Dots {
   /// and written once; alpha is that of the first. Null for none.
   void (*accumulate_blocks)(
       const Weighted* blocks, int count, int columns, const float* alpha, float* o_t, int vectors);
-  const DecodeProducts* decode;  // of up to matrix_decode_rows queries; null for none
+  const DecodeProducts* decode;  // of head dims that are multiples of 32; null for none
   const Quantised* quantised;    // of head dims that are multiples of 64; null for none
   /// What a thread owes the products before the first and after the last; null for nothing.
   void (*open)();

@@ -77,8 +77,9 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   const Precision& precision = spec.precision;
   const bool whole_numbers = !precision.follow && precision.qk == DType::i8;
   bf16_values = whole_numbers && precision.pv == DType::bf16;
-  const Dots* matrix = spec.dqk % 32 == 0 && spec.dv % 32 == 0 ? kernels->matrix : nullptr;
-  const bool pays = matrix || (bf16_dot_pays() && (whole_numbers || !few));
+  const bool whole_vectors = spec.dqk % 32 == 0 && spec.dv % 32 == 0;
+  const Dots* matrix = whole_vectors ? kernels->matrix : nullptr;
+  const bool pays = matrix || (bf16_dot_pays() && (whole_numbers || whole_vectors || !few));
   const bool bf16 = spec.dtype == DType::bf16 && spec.op != Operation::merge;
   if (whole_numbers      ? bf16_values && pays
       : precision.follow ? bf16 && pays
@@ -87,8 +88,10 @@ Setup::Setup(const Spec& s, const Bounds& b, const Context& context)
   if (whole_numbers)
     quantised =
         dots && dots->quantised && spec.dqk % 64 == 0 ? dots->quantised : &kernels->quantised;
-  if (spec.op == Operation::forward && !quantised) decode = dots ? dots->decode : &kernels->decode;
-  decode_most = dots ? matrix_decode_rows : kernels->width / 2;
+  if (spec.op == Operation::forward && !quantised) {
+    if (!dots) decode = &kernels->decode;
+    if (dots && whole_vectors) decode = dots->decode;
+  }
   // Packed lanes are no row of queries, of which a word would hold a stretch.
   if (!packed && !band) columns = expr::column_tree(*spec.mask);
   mask = flatten(*spec.mask, {.diagonals = !packed}, leaves_of(columns));

@@ -24,8 +24,7 @@ struct Setup {
   const Quantised* quantised = nullptr;  // but those of Q and K of int8; null for other products
   bool bf16_values = false;  // and P and V are rounded to bf16, whatever multiplies them
   bool packed = false;       // lanes hold (token, head of the group) pairs
-  const DecodeProducts* decode = nullptr;  // of tiles of at most decode_most rows
-  int decode_most = 0;
+  const DecodeProducts* decode = nullptr;  // of tiles of few rows
   int tile = query_tile;
   int sliding_tile = query_tile;  // where the keys of a row are few and move along with it
   int workers = 1;
@@ -47,7 +46,7 @@ struct Setup {
   /// Do rows that are a macro-tile of their own take the decode tile? It keeps O in rows; more than
   /// a vector of them must meet some keys for that to pay. Bits are the same either way.
   bool decodes(std::int64_t rows, std::int64_t keys) const {
-    return decode && rows <= decode_most &&
+    return decode && rows <= decode->most &&
            (rows <= kernels->width || keys * (spec.dqk + spec.dv) >= 1 << 16);
   }
 

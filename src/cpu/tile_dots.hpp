@@ -126,22 +126,3 @@ static __attribute__((noinline)) double pair_rounds(std::int64_t rounds) {
   (void)sink;
   return 4.0 * W * chains * static_cast<double>(rounds);
 }
-
-static const Dots dots = {
-    {scores_tile<PairDot>, accumulate_tile<PairDot>, scores_tile_of_two<PairDot>},
-    nullptr,
-    nullptr,
-    nullptr,
-    nullptr,
-    nullptr,
-    softmax_tile<WeightsInPairs>,
-    pair_rows_tile,
-    pack_block_words,
-    pack_row_pairs_tile,
-    nullptr,
-    pair_lanes_tile,
-    pair_queries_tile,
-    accumulate_keys_tile<PairDot, W>,
-    unpack_pairs_tile,
-    pair_rounds,
-};

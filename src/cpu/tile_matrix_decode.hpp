@@ -1,36 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two products of a tile for few queries on tile registers. Included once, after
-// tile_matrix.hpp.
+// tile_matrix.hpp and tile_dots_decode.hpp.
 //
 // S^T = K Q^T as in prefill, with K read where it lies. O = P V has queries in its rows: V needs
 // pairs of its rows woven together, which is one shuffle for 64 bytes, where its transpose would
 // need five. Sums run in the order of the prefill tile.
-
-/// Do 16 rows lie at equal distances?
-UNDIVIDED_VEC bool evenly_spaced(const std::byte* const* row, std::int64_t stride) {
-  const __m512i step = _mm512_set1_epi64(8 * stride);
-  const __m512i eight =
-      _mm512_mullo_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(stride));
-  const __m512i want =
-      _mm512_add_epi64(_mm512_set1_epi64(reinterpret_cast<std::int64_t>(row[0])), eight);
-  return _mm512_cmpneq_epi64_mask(want, _mm512_loadu_si512(row)) == 0 &&
-         _mm512_cmpneq_epi64_mask(_mm512_add_epi64(want, step), _mm512_loadu_si512(row + 8)) == 0;
-}
-
-/// 16 rows of K as a tile loads them: where they lie if at equal distances, else copied.
-struct KeyTile {
-  const std::byte* at;
-  std::int64_t stride;
-};
-static KeyTile key_tile(const std::byte* const* k, int n, int columns, float* copy) {
-  const std::int64_t stride = n > 1 ? k[1] - k[0] : 0;
-  if (n >= edge && evenly_spaced(k, stride)) return {k[0], stride};
-  const int words = columns / 2;
-  for (int i = 0; i < edge; ++i)
-    for (int w = 0; w < words; w += W)
-      store(copy + i * words + w, load(reinterpret_cast<const float*>(k[i < n ? i : n - 1]) + w));
-  return {reinterpret_cast<const std::byte*>(copy), words * 4};
-}
 
 template <bool N2>
 static __attribute__((noinline)) void matrix_decode_scores_part(
@@ -113,9 +87,6 @@ static void matrix_decode_weights(
                        to + g * group_tile);
   }
 }
-
-/// Of 32 columns of O: those that one shuffle leaves together lie together.
-constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
 
 /// Rows of V in pairs, 32 columns of each: pair i becomes row i of two tiles that lie side by side.
 UNDIVIDED_VEC void weave(const std::byte* const* v, int pairs, int c, float* to, Ahead& ahead) {
@@ -224,25 +195,12 @@ static void matrix_decode_outputs(const std::byte* const* v,
   part(v, columns, weights, count, o, o_stride, ahead);
 }
 
-static void matrix_decode_lanes(
-    const float* o, std::int64_t o_stride, DType, int columns, int count, float* o_t) {
-  for (int r = 0; r < count; r += edge)
-    for (int c = 0; c < columns; c += edge) {
-      vf a[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) a[i] = load(o + (r + i) * o_stride + c);
-      transpose(a);
-      float* to = o_t + c / 32 * 32 * lanes + r;
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store(to + plain_column(c % 32 + i) * lanes, a[i]);
-    }
-}
-
-static constexpr DecodeProducts matrix_decode = {decode_softmax<WeightsInPairs>,
+static constexpr DecodeProducts matrix_decode = {matrix_decode_rows,
+                                                 decode_softmax<WeightsInPairs>,
                                                  matrix_decode_scores,
                                                  matrix_decode_weights,
                                                  matrix_decode_outputs,
-                                                 matrix_decode_lanes};
+                                                 pair_decode_lanes};
 
 static const Dots matrix = {
     {matrix_scores, matrix_accumulate, nullptr},

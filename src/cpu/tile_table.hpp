@@ -16,7 +16,7 @@ const Kernels kernels = {
     {scores_tile<FloatDot>, accumulate_tile<FloatDot>, scores_of_two<FloatDot, W == 16>()},
     isa_dots,
     isa_matrix,
-    {decode_softmax<WeightsInRows>, decode_scores, nullptr, decode_outputs, decode_lanes},
+    {W / 2, decode_softmax<WeightsInRows>, decode_scores, nullptr, decode_outputs, decode_lanes},
     {IntegerWords::values,
      pack_quantised_queries,
      pack_quantised_keys<pack_block_words>,

@@ -23,6 +23,7 @@ using IntegerWords = QuadWords;
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
 #include "cpu/tile_dots.hpp"
+#include "cpu/tile_dots_decode.hpp"
 #include "cpu/tile_matrix.hpp"
 #include "cpu/tile_matrix_decode.hpp"
 static constexpr const Dots *isa_dots = &dots, *isa_matrix = &matrix;

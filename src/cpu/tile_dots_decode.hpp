@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two products of a tile for few queries by dots of bf16 pairs. Included once, after
+// tile_dots.hpp.
+//
+// Queries fill the lanes of the scores, half a vector or a whole one, and K is read by broadcast
+// where it lies, which is free beside a dot. O = P V has columns in its lanes: pairs of rows of V
+// are woven together, which is one shuffle for 64 bytes, and weights are read by broadcast. Sums
+// run in the order of the prefill tile.
+
+constexpr int dots_decode_rows = 16;  // queries at most
+constexpr int key_group = 16;         // keys whose sums are in registers
+
+/// Do 16 rows lie at equal distances?
+UNDIVIDED_VEC bool evenly_spaced(const std::byte* const* row, std::int64_t stride) {
+  const __m512i step = _mm512_set1_epi64(8 * stride);
+  const __m512i eight =
+      _mm512_mullo_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(stride));
+  const __m512i want =
+      _mm512_add_epi64(_mm512_set1_epi64(reinterpret_cast<std::int64_t>(row[0])), eight);
+  return _mm512_cmpneq_epi64_mask(want, _mm512_loadu_si512(row)) == 0 &&
+         _mm512_cmpneq_epi64_mask(_mm512_add_epi64(want, step), _mm512_loadu_si512(row + 8)) == 0;
+}
+
+/// 16 rows of K as the products read them: where they lie if at equal distances, else copied.
+struct KeyTile {
+  const std::byte* at;
+  std::int64_t stride;
+};
+static KeyTile key_tile(const std::byte* const* k, int n, int columns, float* copy) {
+  const std::int64_t stride = n > 1 ? k[1] - k[0] : 0;
+  if (n >= key_group && evenly_spaced(k, stride)) return {k[0], stride};
+  const int words = columns / 2;
+  for (int i = 0; i < key_group; ++i)
+    for (int w = 0; w < words; w += W)
+      store(copy + i * words + w, load(reinterpret_cast<const float*>(k[i < n ? i : n - 1]) + w));
+  return {reinterpret_cast<const std::byte*>(copy), words * 4};
+}
+
+/// Sums over the lanes of half a vector; the others become 0.
+struct HalfLanes {
+  using Sum = __m256;
+  UNDIVIDED_VEC Sum zero() { return _mm256_setzero_ps(); }
+  UNDIVIDED_VEC Sum step(Sum sum, const float* q, std::int32_t word) {
+    return _mm256_dpbf16_ps(sum,
+                            __builtin_bit_cast(__m256bh, _mm256_loadu_ps(q)),
+                            __builtin_bit_cast(__m256bh, _mm256_set1_epi32(word)));
+  }
+  UNDIVIDED_VEC vf whole(Sum sum) { return _mm512_zextps256_ps512(sum); }
+};
+struct WholeLanes {
+  using Sum = vf;
+  UNDIVIDED_VEC Sum zero() { return set1(0.0f); }
+  UNDIVIDED_VEC Sum step(Sum sum, const float* q, std::int32_t word) {
+    return PairDot::step(sum, as_f(set1i(word)), load(q));
+  }
+  UNDIVIDED_VEC vf whole(Sum sum) { return sum; }
+};
+
+/// Scores of 16 keys.
+template <class Lanes>
+static __attribute__((noinline)) void pair_decode_scores_part(
+    KeyTile k, int words, const float* __restrict q_t, float scale, float* s, Ahead& ahead) {
+  Ahead due = ahead;
+  typename Lanes::Sum sum[key_group];
+#pragma GCC unroll 16
+  for (int i = 0; i < key_group; ++i) sum[i] = Lanes::zero();
+  // Two bases and four distances reach all rows; the processor adds the rest.
+  const std::byte *low = k.at, *high = k.at + 8 * k.stride;
+  const std::int64_t one = k.stride, three = 3 * one, five = 5 * one, seven = 7 * one;
+#pragma GCC unroll 1
+  for (int w = 0; w < words; w += 4) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
+      const auto word = [&](const std::byte* at) __attribute__((always_inline)) {
+        std::int32_t x;
+        __builtin_memcpy(&x, at + 4 * u, 4);
+        return x;
+      };
+      const float* q = q_t + u * lanes;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const std::byte* at = half ? high : low;
+        const auto add = [&](int i, const std::byte* row) __attribute__((always_inline)) {
+          sum[8 * half + i] = Lanes::step(sum[8 * half + i], q, word(row));
+        };
+        add(0, at);
+        add(1, at + one);
+        add(2, at + 2 * one);
+        add(3, at + three);
+        add(4, at + 4 * one);
+        add(5, at + five);
+        add(6, at + 2 * three);
+        add(7, at + seven);
+      }
+    }
+    low += 16;
+    high += 16;
+    q_t += 4 * lanes;
+    ask(due, 1);
+  }
+  const vf factor = set1(scale);
+#pragma GCC unroll 16
+  for (int i = 0; i < key_group; ++i) store(s + i * lanes, mul(Lanes::whole(sum[i]), factor));
+  ahead = due;
+}
+
+static void pair_decode_scores(const std::byte* const* k,
+                               DType,
+                               int first,
+                               int rows,
+                               int columns,
+                               const float* q_t,
+                               int count,
+                               float scale,
+                               float* copy,
+                               float* s,
+                               Ahead& ahead) {
+  const auto part =
+      count > W / 2 ? pair_decode_scores_part<WholeLanes> : pair_decode_scores_part<HalfLanes>;
+  for (int r = 0; r < rows; r += key_group)
+    part(key_tile(k + first + r, rows - r, columns, copy),
+         columns / 2,
+         q_t,
+         scale,
+         s + r * lanes,
+         ahead);
+}
+
+/// Of 32 columns of O: those that one shuffle leaves together lie together.
+constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
+
+/// MR queries and NC vectors of columns.
+template <int MR, int NC>
+static __attribute__((noinline)) void pair_decode_outputs_part(const std::byte* const* v,
+                                                               std::int64_t offset,
+                                                               int rows,
+                                                               const float* __restrict p,
+                                                               const float* __restrict alpha,
+                                                               float* __restrict o,
+                                                               std::int64_t o_stride,
+                                                               Ahead& ahead) {
+  Ahead due = ahead;
+  vf sum[MR][NC];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (int c = 0; c < NC; ++c) sum[r][c] = set1(0.0f);
+  const auto step = [&](const std::byte* even,
+                        const std::byte* odd) __attribute__((always_inline)) {
+    vf word[NC];
+#pragma GCC unroll 8
+    for (int c = 0; c < NC; c += 2) {
+      const __m512i a = _mm512_loadu_si512(even + offset + c * W * 2);
+      const __m512i b = odd ? _mm512_loadu_si512(odd + offset + c * W * 2) : set1i(0);
+      word[c] = as_f(_mm512_unpacklo_epi16(a, b));
+      word[c + 1] = as_f(_mm512_unpackhi_epi16(a, b));
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) {
+      const vf weight = set1(p[r]);
+#pragma GCC unroll 16
+      for (int c = 0; c < NC; ++c) sum[r][c] = PairDot::step(sum[r][c], word[c], weight);
+    }
+    p += lanes;
+  };
+  constexpr int pairs = MR * NC > 8 ? 2 : 4;
+  int j = 0;
+#pragma GCC unroll 1
+  for (; j + 2 * pairs <= rows; j += 2 * pairs) {
+#pragma GCC unroll 4
+    for (int u = 0; u < pairs; ++u) step(v[2 * u], v[2 * u + 1]);
+    v += 2 * pairs;
+    ask(due, 1);
+  }
+#pragma GCC unroll 1
+  for (; j < rows; j += 2, v += 2) step(v[0], j + 1 < rows ? v[1] : nullptr);
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) {
+    const vf a = set1(alpha[r]);
+#pragma GCC unroll 16
+    for (int c = 0; c < NC; ++c) {
+      float* at = o + r * o_stride + c * W;
+      store(at, fma(load(at), a, sum[r][c]));
+    }
+  }
+  ahead = due;
+}
+
+/// Whole steps of NC vectors from `c` on; where it ended.
+template <int MR, int NC>
+static int pair_decode_columns(int c,
+                               const std::byte* const* v,
+                               int rows,
+                               int columns,
+                               const float* p,
+                               const float* alpha,
+                               float* o,
+                               std::int64_t o_stride,
+                               Ahead& ahead) {
+  for (; c + NC * W <= columns; c += NC * W)
+    pair_decode_outputs_part<MR, NC>(v, 2 * c, rows, p, alpha, o + c, o_stride, ahead);
+  return c;
+}
+
+static void pair_decode_outputs(const std::byte* const* v,
+                                DType,
+                                int first,
+                                int rows,
+                                int columns,
+                                const float* p,
+                                const float* alpha,
+                                int count,
+                                float* o,
+                                std::int64_t o_stride,
+                                Ahead& ahead) {
+  v += first;
+  by_queries(count, [&](auto queries, int g) {
+    constexpr int MR = decltype(queries)::value, most = 16 / MR < 8 ? 16 / MR : 8;
+    const auto part = [&](auto vectors, int c) {
+      return pair_decode_columns<MR, decltype(vectors)::value>(
+          c, v, rows, columns, p + g, alpha + g, o + g * o_stride, o_stride, ahead);
+    };
+    const int c = part(Count<most>(), 0);
+    if constexpr (most > 2) part(Count<2>(), c);
+  });
+}
+
+static void pair_decode_lanes(
+    const float* o, std::int64_t o_stride, DType, int columns, int count, float* o_t) {
+  for (int r = 0; r < count; r += W)
+    for (int c = 0; c < columns; c += W) {
+      vf a[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) a[i] = load(o + (r + i) * o_stride + c);
+      transpose(a);
+      float* to = o_t + c / (2 * W) * (2 * W) * lanes + r;
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) store(to + plain_column(c % (2 * W) + i) * lanes, a[i]);
+    }
+}
+
+static constexpr DecodeProducts pair_decode = {dots_decode_rows,
+                                               decode_softmax<WeightsInPairs>,
+                                               pair_decode_scores,
+                                               nullptr,
+                                               pair_decode_outputs,
+                                               pair_decode_lanes};
+
+static const Dots dots = {
+    {scores_tile<PairDot>, accumulate_tile<PairDot>, scores_tile_of_two<PairDot>},
+    nullptr,
+    &pair_decode,
+    nullptr,
+    nullptr,
+    nullptr,
+    softmax_tile<WeightsInPairs>,
+    pair_rows_tile,
+    pack_block_words,
+    pack_row_pairs_tile,
+    nullptr,
+    pair_lanes_tile,
+    pair_queries_tile,
+    accumulate_keys_tile<PairDot, W>,
+    unpack_pairs_tile,
+    pair_rounds,
+};
