@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <numeric>
 
@@ -27,6 +28,15 @@ struct BackwardMaps {
 struct Schedule {
   int tiles, section, box;
   void* counter;
+  std::uint32_t page_factor = 0;
+  int page_shift = 0;
+
+  /// j / size for j below 2^31 as a product and a shift (Granlund and Montgomery 1994,
+  /// theorem 4.2).
+  void divide_by(std::uint32_t size) {
+    page_shift = 31 + static_cast<int>(std::bit_width(size - 1));
+    page_factor = static_cast<std::uint32_t>(((std::uint64_t{1} << page_shift) + size - 1) / size);
+  }
 };
 
 // How many there are along an axis, elements from one to the next, and how many a box takes.
@@ -127,6 +137,7 @@ void launch_sm90(Driver& driver,
   else
     driver.cuMemsetD32Async(reinterpret_cast<DevicePtr>(counter), 0, 1, stream);
   Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), box, counter};
+  if (paged) schedule.divide_by(static_cast<std::uint32_t>(p.pages.size));
   void* arguments[] = {&p, &maps, &schedule};
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),

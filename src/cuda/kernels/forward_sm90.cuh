@@ -342,7 +342,7 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
     for (int i = 0; i < 2; ++i) {
       store_shared_word(base + L::work + Task90::bytes * i + Task90::verdict, 0);
       mbarrier_init(base + L::work_full + 8 * i, 1);
-      mbarrier_init(base + L::work_empty + 8 * i, warps);
+      mbarrier_init(base + L::work_empty + 8 * i, warps + L::v_apart);
     }
     mbarrier_init(base + L::tail, 1);
     mbarrier_init_fence();
@@ -351,8 +351,13 @@ __device__ __forceinline__ void forward_sm90(const Params& p,
 
   if (group == C::warpgroups) {
     if constexpr (C::warpgroups > 1) lower_registers<C::producer_registers>();
-    if (threadIdx.x / 32 != C::warpgroups * 4) return;
-    Producer90<C> producer{p, maps, schedule, base, (threadIdx.x & 31) == 0};
+    const int warp = threadIdx.x / 32 - C::warpgroups * 4;
+    const bool lead = (threadIdx.x & 31) == 0;
+    if constexpr (L::v_apart)
+      if (warp == 1)
+        return Producer90<C>{p, maps, schedule, base, lead, PagedBoxes<C>(p, schedule)}.values();
+    if (warp != 0) return;  // said of one warp, its scalars take uniform registers
+    Producer90<C> producer{p, maps, schedule, base, lead, PagedBoxes<C>(p, schedule)};
     if (producer.lead) {
       tma_prefetch(maps.q);
       tma_prefetch(maps.k);

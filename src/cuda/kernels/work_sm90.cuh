@@ -27,6 +27,9 @@ struct Schedule {
   int section;   // heads times batch of a section; ragged: heads
   int box;       // rows of K and V that one copy brings; paged: a divisor of the page size
   int* counter;  // of the tiles after the first of each CTA: zero at launch. Null: there are none
+  // Paged: token j is in slot j * page_factor >> page_shift, for any j below 2^31.
+  unsigned page_factor;
+  int page_shift;
 };
 
 struct Work {
@@ -125,6 +128,7 @@ struct Task90 {
 /// Offsets in shared memory. Tiles are slabs of 64 columns; see wgmma.cuh.
 template <class C>
 struct Shared90 {
+  static constexpr bool v_apart = C::kv == KvKind::paged;  // has V a loader of its own?
   static constexpr int q_slabs = (C::dqk + 63) / 64, v_slabs = (C::dv + 63) / 64;
   static constexpr int q_slab = C::m * 128, k_slab = C::n * 128;
   static constexpr int q_bytes = q_slabs * q_slab;
