@@ -19,9 +19,7 @@ std::int64_t row_bytes(const Spec& spec, std::int64_t d) {
   return d * static_cast<std::int64_t>(size_of(spec.dtype));
 }
 
-std::int64_t pieces_of(std::int64_t bytes) {
-  return (bytes + bytes_brought() - 1) / bytes_brought();
-}
+std::int64_t pieces_of(std::int64_t bytes) { return (bytes + Ahead::step - 1) / Ahead::step; }
 
 }  // namespace
 
@@ -89,17 +87,16 @@ void Decode::visit(std::int64_t j0) {
   next_ = j0 + key_block;
   next_rows_ = next_ < high_ ? find_rows(next_, memory_.rows[1]) : 0;
   ask_for_next();
-  near_ = false;
+  near_ = !brings_more_lines();  // Zen has 32 KB: 3 to 11 % slower
 }
 
 void Decode::ask_for_next() {
   const std::byte **rows = memory_.rows[1], **end = rows + 2 * next_rows_;
   const std::int64_t longest = std::max(k_bytes_, v_bytes_);
-  const std::int64_t piece = bytes_brought();
-  if (longest > piece) {  // else rows are pieces
+  if (longest > Ahead::step) {  // else rows are pieces
     const std::byte** to = memory_.pieces;
     for (int i = 0; i < 2 * next_rows_; ++i)
-      for (std::int64_t at = 0; at < (i < next_rows_ ? k_bytes_ : v_bytes_); at += piece)
+      for (std::int64_t at = 0; at < (i < next_rows_ ? k_bytes_ : v_bytes_); at += Ahead::step)
         *to++ = rows[i] + at;
     rows = memory_.pieces;
     end = to;
@@ -107,6 +104,7 @@ void Decode::ask_for_next() {
   ahead_.next = rows;
   ahead_.end = end;
   ahead_.apart = longest > 64 ? 64 : 0;
+  ahead_.far = longest > 128 && !brings_more_lines() ? 128 : 0;
   // The last tile's work tells how much this one's will be.
   ahead_.pace = static_cast<int>((end - rows) * Ahead::whole / std::max(ahead_.spent, 1)) + 1;
   ahead_.due = ahead_.spent = 0;

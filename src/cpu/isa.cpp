@@ -106,6 +106,6 @@ const Kernels& chosen_kernels() {
 }
 
 bool bf16_dot_pays() { return features().amd || environment::isa() == "avx512_bf16"; }
-int bytes_brought() { return features().amd ? 128 : 256; }
+bool brings_more_lines() { return !features().amd; }
 
 }  // namespace undivided::cpu

@@ -21,8 +21,7 @@ const Kernels& chosen_kernels();
 /// Whether bf16 pairs are the fast way to compute bf16: Zen 4 and 5 start two such dots a cycle,
 /// Intel's cores one in two cycles, a quarter of their FMAs. Forcing avx512_bf16 says yes.
 bool bf16_dot_pays();
-/// What comes from memory when two neighbouring lines are asked for: Intel's processors bring the
-/// two after them too.
-int bytes_brought();
+/// Whether two neighbouring lines that are asked for bring the two after them, as on Intel's cores.
+bool brings_more_lines();
 
 }  // namespace undivided::cpu

@@ -145,15 +145,17 @@ using Unpack = void(const float* from,
                     std::byte* const* rows,
                     Write how);
 
-/// Pieces of the rows of K and V of the next tile, in the order of memory, each by its first two
-/// lines (at 0 and `apart`) and as long as what the processor then brings. Some are asked for
+/// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
 /// whenever work of some weight is done, so that the requests are spread over the tile: a core has
 /// few buffers for lines on their way, and every load waits for one of these. Kernels work on a
 /// copy of their own: what lies in memory is written and read again around every use.
 struct Ahead {
   static constexpr int whole = 1 << 12;
+  /// Bytes of a piece. Its lines at 0 and `apart` are asked for, and those `far` after them where
+  /// the processor does not bring them by itself.
+  static constexpr int step = 256;
   const std::byte *const *next = nullptr, *const *end = nullptr;
-  std::int64_t apart = 0;
+  std::int64_t apart = 0, far = 0;
   int pace = 0;   // pieces, times `whole`, for a weight of 1
   int due = 0;    // pieces, times `whole`
   int spent = 0;  // weight of the work done, about 10 ns each on tile registers

@@ -32,8 +32,12 @@ constexpr int bytes_of = T == DType::f32 ? 4 : 2;
 UNDIVIDED_VEC void ask(Ahead& a, int weight) {
   a.spent += weight;
   for (a.due += weight * a.pace; a.due >= Ahead::whole && a.next != a.end; a.due -= Ahead::whole) {
-    __builtin_prefetch(*a.next, 0, 2);
-    __builtin_prefetch(*a.next++ + a.apart, 0, 2);
+    const std::byte* piece = *a.next++;
+    __builtin_prefetch(piece, 0, 2);
+    __builtin_prefetch(piece + a.apart, 0, 2);
+    if (a.far == 0) continue;
+    __builtin_prefetch(piece + a.far, 0, 2);
+    __builtin_prefetch(piece + a.far + a.apart, 0, 2);
   }
 }
 

@@ -104,6 +104,58 @@ static __attribute__((noinline)) void pair_decode_scores_part(
   ahead = due;
 }
 
+/// Scores of 16 keys for up to 4 queries: a quarter of a vector is those of one key. Four rows come
+/// with a load each, and a shuffle gives a word of all four.
+static __attribute__((noinline)) void pair_decode_scores_of_four(
+    KeyTile k, int words, const float* __restrict q_t, float scale, float* s, Ahead& ahead) {
+  constexpr int groups = key_group / 4;
+  Ahead due = ahead;
+  vf sum[groups];
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g) sum[g] = set1(0.0f);
+  const std::byte* row[groups];
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g) row[g] = k.at + 4 * g * k.stride;
+  const std::int64_t one = k.stride, two = 2 * one, three = 3 * one;
+#pragma GCC unroll 1
+  for (int w = 0; w < words; w += 4) {
+    vf q[4];
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) q[u] = _mm512_broadcast_f32x4(_mm_loadu_ps(q_t + u * lanes));
+    q_t += 4 * lanes;
+#pragma GCC unroll 8
+    for (int g = 0; g < groups; ++g) {
+      const auto four = [&](std::int64_t at) __attribute__((always_inline)) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(row[g] + at));
+      };
+      vf x = _mm512_castps128_ps512(four(0));
+      x = _mm512_mask_broadcast_f32x4(x, 0x00f0, four(one));
+      x = _mm512_mask_broadcast_f32x4(x, 0x0f00, four(two));
+      x = _mm512_mask_broadcast_f32x4(x, 0xf000, four(three));
+      row[g] += 16;
+      sum[g] = PairDot::step(sum[g], _mm512_permute_ps(x, 0x00), q[0]);
+      sum[g] = PairDot::step(sum[g], _mm512_permute_ps(x, 0x55), q[1]);
+      sum[g] = PairDot::step(sum[g], _mm512_permute_ps(x, 0xaa), q[2]);
+      sum[g] = PairDot::step(sum[g], _mm512_permute_ps(x, 0xff), q[3]);
+    }
+    ask(due, 1);
+  }
+  const vf factor = set1(scale);
+#pragma GCC unroll 8
+  for (int g = 0; g < groups; ++g) {
+    const vf x = mul(sum[g], factor);
+    float* to = s + 4 * g * lanes;
+    const auto put = [&](int i, __m128 part) __attribute__((always_inline)) {
+      store(to + i * lanes, _mm512_zextps128_ps512(part));
+    };
+    put(0, _mm512_castps512_ps128(x));
+    put(1, _mm512_extractf32x4_ps(x, 1));
+    put(2, _mm512_extractf32x4_ps(x, 2));
+    put(3, _mm512_extractf32x4_ps(x, 3));
+  }
+  ahead = due;
+}
+
 static void pair_decode_scores(const std::byte* const* k,
                                DType,
                                int first,
@@ -115,8 +167,9 @@ static void pair_decode_scores(const std::byte* const* k,
                                float* copy,
                                float* s,
                                Ahead& ahead) {
-  const auto part =
-      count > W / 2 ? pair_decode_scores_part<WholeLanes> : pair_decode_scores_part<HalfLanes>;
+  const auto part = count > W / 2 ? pair_decode_scores_part<WholeLanes>
+                    : count > 4   ? pair_decode_scores_part<HalfLanes>
+                                  : pair_decode_scores_of_four;
   for (int r = 0; r < rows; r += key_group)
     part(key_tile(k + first + r, rows - r, columns, copy),
          columns / 2,
