@@ -181,12 +181,15 @@ RowRange ScoreTiles::plan_range(int sub) const {
   return bits_range(sub, tile.data(), static_cast<int>(row(sub, 0) % MaskPlan::block));
 }
 
-RowRange ScoreTiles::bits_range(int sub, const std::uint64_t* words, int shift) const {
-  const std::uint64_t lanes = ((std::uint64_t{1} << lanes_of(sub)) - 1) << shift;
+RowRange ScoreTiles::bits_range(const std::uint64_t* words, std::uint64_t lanes) const {
   int begin = 0, end = rows_;
   while (begin < end && (words[begin] & lanes) == 0) ++begin;
   while (begin < end && (words[end - 1] & lanes) == 0) --end;
-  RowRange range = whole_chunks(begin, end);
+  return whole_chunks(begin, end);
+}
+
+RowRange ScoreTiles::bits_range(int sub, const std::uint64_t* words, int shift) const {
+  RowRange range = bits_range(words, ((std::uint64_t{1} << lanes_of(sub)) - 1) << shift);
   range.masked = true;
   range.words = words;
   range.shift = shift;
@@ -242,11 +245,40 @@ bool ScoreTiles::visit(std::int64_t j0) {
       range = program_range(sub);
     }
     if (range.empty()) continue;
+    if (range.masked) part_vectors(sub, range);
     ++met_;
     place(sub);
   }
   next_ = run_.mask_kind != MaskKind::plan || next_is_needed();
   return met_ > 0;
+}
+
+void ScoreTiles::part_vectors(int sub, RowRange& range) const {
+  const Spec& spec = run_.spec;
+  constexpr int worth = 16;  // rows of a vector that are saved
+  if (vectors(sub) == 1 || spec.op != Operation::forward || spec.key_mass || decode_.used() ||
+      run_.setup.quantised || waits())
+    return;
+  int size = 0;
+  for (int v = 0; v < 2; ++v) {
+    const int first = v * kernels_.width,
+              last = v == 0 ? first - 1 + kernels_.width : lanes_of(sub) - 1;
+    RowRange part;
+    if (range.words) {
+      const std::uint64_t lanes = ((std::uint64_t{2} << (last - first)) - 1)
+                                  << (range.shift + first);
+      part = bits_range(range.words, lanes);
+    } else {
+      const auto local = [&](std::int64_t key) {
+        return static_cast<int>(std::clamp<std::int64_t>(key - j0_, range.begin, range.end));
+      };
+      part = whole_chunks(local(low_of(row(sub, first))),
+                          local(std::int64_t{high_of(row(sub, last))} + 1));
+    }
+    range.rows_of[v] = {part.begin, part.end};
+    size += part.size();
+  }
+  range.apart = 2 * range.size() - size >= worth;
 }
 
 bool ScoreTiles::done(int sub) const {
@@ -279,7 +311,7 @@ bool ScoreTiles::two_at_once(int sub) const {
       (vectors(sub + 1) == 1 || run_.setup.quantised || !run_.setup.products().scores_of_two))
     return false;
   const RowRange &one = memory_.ranges[sub], &other = memory_.ranges[sub + 1];
-  return one.begin == other.begin && one.end == other.end;
+  return one.begin == other.begin && one.end == other.end && !one.apart && !other.apart;
 }
 
 void ScoreTiles::multiply(int sub) {
@@ -316,14 +348,17 @@ void ScoreTiles::multiply(int sub) {
                                         s,
                                         tile(sub + 1) - tile(sub));
   else
-    run_.setup.products().scores(memory_.k_blocks,
-                                 range.begin,
-                                 range.size(),
-                                 run_.setup.qk_words(),
-                                 q_t(sub),
-                                 run_.score_scale,
-                                 s,
-                                 vectors(sub));
+    by_vectors(sub, [&](int lane, int begin, int end, int count) {
+      if (begin < end)
+        run_.setup.products().scores(memory_.k_blocks,
+                                     begin,
+                                     end - begin,
+                                     run_.setup.qk_words(),
+                                     q_t(sub) + lane,
+                                     run_.score_scale,
+                                     tile(sub) + begin * kernels_.lanes + lane,
+                                     count);
+    });
 }
 
 float* ScoreTiles::scores(int sub, float* raw) {

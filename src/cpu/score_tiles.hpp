@@ -17,6 +17,10 @@ struct RowRange {
   bool masked = false;                   // some pair inside may not be kept
   const std::uint64_t* words = nullptr;  // bits of the keys of a block: of a plan or a program
   int shift = 0;                         // bit of lane 0
+  bool apart = false;                    // is each vector multiplied with rows of its own?
+  struct {
+    int begin = 0, end = 0;
+  } rows_of[2] = {};
   bool empty() const { return begin >= end; }
   int size() const { return end - begin; }
 };
@@ -143,6 +147,14 @@ class ScoreTiles {
     return std::min((sub + 1) * kernels_.lanes - idle_, count_) - begin_of(sub);
   }
   int vectors(int sub) const { return lanes_of(sub) <= kernels_.width ? 1 : 2; }
+  /// Calls body(first lane, first row, end of rows, vectors) for all that is multiplied at once.
+  template <class F>
+  void by_vectors(int sub, F&& body) const {
+    const RowRange& range = memory_.ranges[sub];
+    if (!range.apart) return body(0, range.begin, range.end, vectors(sub));
+    for (int v = 0; v < 2; ++v)
+      body(v * kernels_.width, range.rows_of[v].begin, range.rows_of[v].end, 1);
+  }
   std::int64_t row(int sub, int lane) const { return first_ + begin_of(sub) + lane; }
   std::byte* address(const View& v, int sub, int lane) const {  // of a row of Q, O, dO or dQ
     const std::int64_t r = row(sub, lane);
@@ -191,6 +203,9 @@ class ScoreTiles {
   RowRange program_range(int sub) const;
   /// The chunks between the first and the last key that some lane of the sub-block keeps.
   RowRange bits_range(int sub, const std::uint64_t* words, int shift) const;
+  RowRange bits_range(const std::uint64_t* words, std::uint64_t lanes) const;
+  /// Under the edge of a mask the lower half of a sub-block needs other keys than the upper one.
+  void part_vectors(int sub, RowRange& range) const;
   /// Sums of products of a sub-block, perhaps with the next one's.
   void multiply(int sub);
   /// Rows [begin, end) with `begin` rounded down and `end` up to whole chunks of the block.

@@ -15,7 +15,20 @@ float* ScoreTiles::softmax(int sub, float* s, float* m, float* l, float* alpha) 
   const auto as = pairs_weights() ? run_.setup.dots->softmax : kernels_.softmax;
   const std::int64_t at = std::int64_t{place_} * run_.setup.subs() + sub;
   float* to = waits() ? memory_.weights + at * kernels_.lanes * key_block / 2 : s;
-  as(s, range.size(), run_.factor, run_.slack, m, l, alpha, vectors(sub), to);
+  const int lanes = kernels_.lanes;
+  by_vectors(sub, [&](int lane, int begin, int end, int count) {
+    if (begin == end) return std::fill_n(alpha + lane, kernels_.width, 1.0f), void();
+    const int above = begin - range.begin;
+    as(s + above * lanes + lane,
+       end - begin,
+       run_.factor,
+       run_.slack,
+       m + lane,
+       l + lane,
+       alpha + lane,
+       count,
+       to + above / 2 * lanes + lane);
+  });
   return to;
 }
 
@@ -57,7 +70,7 @@ bool ScoreTiles::accumulate_waiting(int sub, bool begun, float* o_t) {
 void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool begun, float* o_t) {
   const RowRange& range = memory_.ranges[sub];
   const int lanes = kernels_.lanes;
-  int first = range.begin, rows = range.size();
+  const int first = range.begin, rows = range.size();
   if (run_.setup.dots && !pairs_weights()) run_.setup.dots->pair_rows(p, rows, vectors(sub));
   if (decode_.used()) {
     const int from = sub > 0 && two_at_once(sub - 1) ? sub - 1 : sub;
@@ -66,20 +79,20 @@ void ScoreTiles::accumulate_values(int sub, float* p, const float* alpha, bool b
     alpha += from % 2 * lanes;
     return decode_.outputs(first, rows, from * lanes, queries_at_once(from), p, alpha);
   }
-  if (run_.setup.dots) {
-    first /= 2;
-    rows = (rows + 1) / 2;
-  } else if (run_.setup.bf16_values) {
+  if (!run_.setup.dots && run_.setup.bf16_values)
     kernels_.round_bf16(p, std::int64_t{rows} * lanes);
-  }
-  run_.setup.products().accumulate(values(),
-                                   first,
-                                   rows,
-                                   run_.spec.dv,
-                                   p,
-                                   begun ? alpha + sub % 2 * lanes : nullptr,
-                                   o_t,
-                                   vectors(sub));
+  const int of_word = run_.setup.dots ? 2 : 1;  // rows
+  by_vectors(sub, [&](int lane, int begin, int end, int count) {
+    if (begin == end && begun) return;
+    run_.setup.products().accumulate(values(),
+                                     begin / of_word,
+                                     (end - begin + of_word - 1) / of_word,
+                                     run_.spec.dv,
+                                     p + (std::max(begin, first) - first) / of_word * lanes + lane,
+                                     begun ? alpha + sub % 2 * lanes + lane : nullptr,
+                                     o_t + lane,
+                                     count);
+  });
 }
 
 void ScoreTiles::drop(int sub, float* p) const {
