@@ -254,10 +254,12 @@ bool ScoreTiles::visit(std::int64_t j0) {
 }
 
 void ScoreTiles::part_vectors(int sub, RowRange& range) const {
-  const Spec& spec = run_.spec;
+  const Setup& setup = run_.setup;
   constexpr int worth = 16;  // rows of a vector that are saved
-  if (vectors(sub) == 1 || spec.op != Operation::forward || spec.key_mass || decode_.used() ||
-      run_.setup.quantised || waits())
+  // What is not multiplied must be masked, or in a lane that nobody reads.
+  const bool sums_lanes = run_.spec.op == Operation::backward || run_.spec.key_mass;
+  if (vectors(sub) == 1 || (sums_lanes && lanes_of(sub) < kernels_.lanes) || decode_.used() ||
+      setup.quantised || (setup.dots && setup.dots == kernels_.matrix))
     return;
   int size = 0;
   for (int v = 0; v < 2; ++v) {

@@ -192,20 +192,21 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
     setup.products().scores_of_two(
         tiles.values(), range.begin, rows, words, do_t, apart, 1.0f, ds, tile);
   else if (sub % 2 == 0 || !tiles.two_at_once(sub - 1))
-    setup.products().scores(
-        tiles.values(), range.begin, rows, words, do_t, 1.0f, ds, tiles.vectors(sub));
+    tiles.by_vectors(sub, [&](int lane, int begin, int end, int vectors) {
+      float* to = ds + (begin - range.begin) * lanes + lane;
+      if (begin < end)
+        setup.products().scores(
+            tiles.values(), begin, end - begin, words, do_t + lane, 1.0f, to, vectors);
+    });
   if (spec.dropout) tiles.drop(sub, ds);
   kernels_.score_gradient(p, ds, rows, memory_.delta + sub * lanes);
   if (setup.gradient.used) apply_gradient(tiles, sub, slot);
   if (spec.dropout && want_dkv) tiles.drop(sub, p);
-  int first = range.begin, sums = rows;
   if (setup.dots) {
     const std::int64_t at = (slot * key_block + range.begin) * lanes / 2;
     if (want_dkv) setup.dots->pair_lanes(p, rows, memory_.p_pairs + at);
     if (want_dkv) setup.dots->pair_lanes(ds, rows, memory_.ds_pairs + at);
     setup.dots->pair_rows(ds, rows, tiles.vectors(sub));
-    first /= 2;
-    sums = (rows + 1) / 2;
   }
   if (!want_dq) return;
   alignas(64) static constexpr auto ones = [] {
@@ -216,15 +217,20 @@ void Sweep::step(ScoreTiles& tiles, int sub, int slot) {
   Summed& summed = memory_.summed[sub];
   const bool begins = summed == Summed::nothing || summed == Summed::whole;
   if (begins) summed = summed == Summed::nothing ? Summed::first : Summed::more;
-  float* dq = summed == Summed::first ? memory_.dq_t : memory_.dq_part;
-  setup.products().accumulate(tiles.keys(),
-                              first,
-                              sums,
-                              spec.dqk,
-                              ds,
-                              begins ? nullptr : ones.data(),
-                              dq + sub * lanes * whole_blocks(spec.dqk),
-                              tiles.vectors(sub));
+  float* dq = (summed == Summed::first ? memory_.dq_t : memory_.dq_part) +
+              sub * lanes * whole_blocks(spec.dqk);
+  const int of_word = setup.dots ? 2 : 1;  // rows
+  tiles.by_vectors(sub, [&](int lane, int begin, int end, int vectors) {
+    if (begin == end && !begins) return;
+    setup.products().accumulate(tiles.keys(),
+                                begin / of_word,
+                                (end - begin + of_word - 1) / of_word,
+                                spec.dqk,
+                                ds + std::max(0, begin - range.begin) / of_word * lanes + lane,
+                                begins ? nullptr : ones.data(),
+                                dq + lane,
+                                vectors);
+  });
 }
 
 void Sweep::apply_gradient(ScoreTiles& tiles, int sub, int slot) {
@@ -252,18 +258,18 @@ void Sweep::accumulate_keys(const ScoreTiles& tiles, int first_sub, int end_sub,
     Outer of_v[waiting_lanes / 4], of_k[waiting_lanes / 4];
     int count = 0, end = key_block;
     for (int sub = first_sub; sub < end_sub; ++sub) {
-      const RowRange& range = tiles.range(sub);
-      if (range.empty() || range.end <= begin) continue;
-      if (range.begin > begin) {
-        end = std::min(end, range.begin);
-        continue;
-      }
-      end = std::min(end, range.end);
-      const std::int64_t at = (std::int64_t{sub - first_sub} * key_block + begin) * words;
-      const int queries = run_.setup.words(tiles.lanes_of(sub));
-      of_v[count] = {p + at, memory_.do_rows + sub * lanes * dv_, queries};
-      of_k[count] = {ds + at, memory_.q_rows + sub * lanes * dqk_, queries};
-      ++count;
+      tiles.by_vectors(sub, [&](int lane, int first, int last, int vectors) {
+        if (last <= begin) return;
+        end = std::min(end, first > begin ? first : last);
+        if (first > begin) return;
+        const std::int64_t word = run_.setup.words(lane);
+        const std::int64_t at = (std::int64_t{sub - first_sub} * key_block + begin) * words + word;
+        const int queries =
+            run_.setup.words(std::min(tiles.lanes_of(sub) - lane, vectors * kernels_.width));
+        of_v[count] = {p + at, memory_.do_rows + (sub * lanes + word) * dv_, queries};
+        of_k[count] = {ds + at, memory_.q_rows + (sub * lanes + word) * dqk_, queries};
+        ++count;
+      });
     }
     const std::int64_t row = tiles.key() + begin - k0;
     const auto add = [&](const Outer* parts, std::int64_t columns, float* to) {
