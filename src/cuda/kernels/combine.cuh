@@ -49,15 +49,37 @@ __device__ inline float log_add(float a, float b) {
   return high == -infinity() ? high : high + logf(expf(a - high) + expf(b - high));
 }
 
-/// Writes the row sum_i w_i part(i, column) / sum w_i, after adding the sink.
+/// Writes the row sum_i w_i part(i, column) / sum w_i, after adding the sink. A lane asks for the
+/// weight of one part in 32 and hands it on, and parts are read before it is known whether they
+/// count: their loads must not wait for each other.
 template <class C, class Lse, class Part>
 __device__ void write_combined(
     const Params& p, const FlatRow& row, int count, const Lse& lse_of, const Part& part) {
   using Out = typename C::Out;
-  float high = -infinity(), sum = 0.0f;
-  for (int i = 0; i < count; ++i) high = fmaxf(high, lse_of(i));
+  constexpr unsigned all = 0xffffffffu;
+  constexpr int columns = (C::dv + 31) / 32, at_once = columns > 4 ? 32 / columns : 8;
+  const int lane = threadIdx.x & 31;
+  const auto own = [&](int first) {
+    return first + lane < count ? lse_of(first + lane) : -infinity();
+  };
+  float high = -infinity(), sum = 0.0f, total[columns] = {};
+  for (int first = 0; first < count; first += 32) high = fmaxf(high, own(first));
+  for (int apart = 16; apart > 0; apart /= 2) high = fmaxf(high, __shfl_xor_sync(all, high, apart));
   const float base = high == -infinity() ? 0.0f : high;
-  for (int i = 0; i < count; ++i) sum += expf(lse_of(i) - base);
+  for (int first = 0; first < count; first += 32) {
+    const float mine = expf(own(first) - base);
+#pragma unroll at_once
+    for (int i = first; i < minimum(count, first + 32); ++i) {
+      const float weight = __shfl_sync(all, mine, i - first);
+      sum += weight;
+#pragma unroll
+      for (int c = 0; c < columns; ++c) {
+        const int x = lane + 32 * c;
+        const float value = x < C::dv ? part(i, x) : 0.0f;
+        if (weight != 0) total[c] += weight * value;  // an empty part holds no numbers
+      }
+    }
+  }
   float lse = sum == 0.0f ? -infinity() : base + logf(sum);
   float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
   if (p.sink) {
@@ -65,17 +87,11 @@ __device__ void write_combined(
     scale *= expf(lse - with_sink);
     lse = with_sink;
   }
-  const int lane = threadIdx.x & 31;
   if (lane == 0 && p.lse.data) p.lse.data[flat_offset<C>(p.lse, row)] = lse;
   Out* to = static_cast<Out*>(p.o.data) + flat_offset<C>(p.o, row);
-  for (int x = lane; x < C::dv; x += 32) {
-    float total = 0.0f;
-    for (int i = 0; i < count; ++i) {
-      const float weight = expf(lse_of(i) - base);
-      if (weight != 0) total += weight * part(i, x);  // an empty part holds no numbers
-    }
-    to[x] = from_float<Out>(total * scale);
-  }
+#pragma unroll
+  for (int c = 0; c < columns; ++c)
+    if (lane + 32 * c < C::dv) to[lane + 32 * c] = from_float<Out>(total[c] * scale);
 }
 
 template <class C, class Mask, class Score>
