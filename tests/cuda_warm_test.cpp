@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Claims about a warm Plan::run on CUDA: which driver calls it makes, to the last one, and that
 // threads may run one plan side by side. The driver is a fake that remembers.
+#include <gmock/gmock.h>
+
 #include <array>
 #include <map>
 #include <thread>
@@ -90,6 +92,31 @@ TEST_F(CudaWarm, AHopperRunWithMoreTilesZeroesTheirCounter) {
                    {"cuMemsetD32Async", 100},
                    {"cuLaunchKernel", 100}}));
   EXPECT_EQ(fake::state().zeroed.at(0).second, 4u);
+}
+
+TEST_F(CudaWarm, PagedKeysHaveALoaderForValues) {
+  hopper();
+  for (const std::int64_t page : {1, 16, 48, 64, 1000}) {
+    const std::int64_t slots = 2000 / page + 1;
+    Options o{.mask = causal()};
+    o.align = Align::end;
+    const Problem p = resolve(Rows(there(DType::bf16, {2, 8, 2000, 64}, 0x10000)),
+                              paged(there(DType::bf16, {4 * slots, 2, page, 64}, 0x20000),
+                                    there(DType::bf16, {4 * slots, 2, page, 64}, 0x30000),
+                                    there(DType::i32, {2, slots}, 0x40000),
+                                    there(DType::i32, {2}, 0x50000)),
+                              o);
+    Args args = p.args;
+    args.o = there(DType::bf16, {2, 8, 2000, 64}, 0x60000);
+    const auto plan = prepared(p);
+    EXPECT_THAT(plan->explanation.notes.at(1),
+                ::testing::HasSubstr(" and two loading warps, of K and of V; 4 stages of "))
+        << page;
+    const std::size_t before = fake::state().launches.size();
+    std::vector<char> workspace(plan->workspace());
+    plan->run(args, workspace.data(), {});
+    ASSERT_EQ(fake::state().launches.size(), before + 1) << page;
+  }
 }
 
 TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {

@@ -190,10 +190,11 @@ void CudaPlan::explain() {
       k.family == Family::sm90 && k.kind == KernelKind::forward) {
     const Sm90Tile t = sm90_tile(k);
     e.notes.push_back(fmt::format(
-        "{} warpgroups of 64 query rows{} and a loading warp; {} stages of {} keys, {} "
-        "of queries; registers {}",
+        "{} warpgroups of 64 query rows{} and {}; {} stages of {} keys, {} of queries; registers "
+        "{}",
         t.warpgroups,
         k.packed ? " (heads of a group packed)" : "",
+        k.kv == KvKind::paged ? "two loading warps, of K and of V" : "a loading warp",
         t.stages,
         t.keys,
         t.q_stages,
