@@ -391,20 +391,26 @@ TEST(CudaSm90, ForwardKernelsDoNotSpillAndBackwardOnesLittle) {
     // The consumers of the backward take all registers but 24 to 40 a thread of the loader, which
     // spills scalars, most of them where it walks a plan. At d 64 consumers spill too: 128 queries
     // with a program are still 1.2 to 1.3 times as fast as 64.
-    const bool backward = spec.kind == KernelKind::backward;
-    // So does the loader of paged keys.
-    const bool loader = backward || (spec.kind == KernelKind::forward && spec.kv == KvKind::paged);
-    const bool tight = backward && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
-                                    spec.mask == MaskKind::plan);
+    const bool loader = spec.kind == KernelKind::backward;
+    const bool tight = loader && (spec.tile_m() == 128 || spec.score || spec.asks_program() ||
+                                  spec.mask == MaskKind::plan);
+    // With 40 registers the loader of paged keys lets consumers have 80 keys at d 256: 0.95 of
+    // dense keys, 0.87 with 64.
+    const bool paged_80 = !loader && spec.kv == KvKind::paged && spec.tile_n() == 80;
     const bool captured = spec.capture != Capture::none;  // and indices of elements
     const bool tall = spec.tile_m() == 128;
-    const int spills = captured ? (tall ? 2112 : 1664)
-                       : tight  ? (tall ? 896 : 768)
-                       : loader ? 160
-                                : 0;
+    const int spills = captured   ? (tall ? 2112 : 1664)
+                       : tight    ? (tall ? 896 : 768)
+                       : loader   ? 96
+                       : paged_80 ? 128
+                                  : 0;
     EXPECT_LE(k.report.spill_bytes, spills) << k.name;
     // 28 KB of first-level cache are left for the stacks of 256 threads.
-    const int stack = captured ? (tall ? 288 : 256) : tight ? (tall ? 192 : 160) : loader ? 64 : 0;
+    const int stack = captured   ? (tall ? 288 : 256)
+                      : tight    ? (tall ? 192 : 160)
+                      : loader   ? 64
+                      : paged_80 ? 32
+                                 : 0;
     EXPECT_LE(k.report.stack_bytes, stack) << k.name;
   });
 }

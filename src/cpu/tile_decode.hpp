@@ -182,8 +182,27 @@ static void decode_scores_of(const std::byte* const* k,
     }
 }
 
+/// A row of V, widened: what weights of one key multiply.
+template <DType T>
+struct WideRows {
+  using Dot = FloatDot;
+  static constexpr int rows = 1, bytes = bytes_of<T>;
+  template <int NC>
+  UNDIVIDED_VEC void get(const std::byte* const* v, std::int64_t offset, bool, vf* x) {
+    const std::byte* at = *v + offset;
+#pragma GCC unroll 8
+    for (int c = 0; c < NC; ++c)
+      if constexpr (T == DType::bf16) {
+        if (c % 2 == 0)
+          split_bf16(load(reinterpret_cast<const float*>(at + c * W * 2)), x[c], x[c + 1]);
+      } else {
+        x[c] = load_columns(T, at + c * W * bytes, W);
+      }
+  }
+};
+
 /// MR queries and NC vectors of columns of what decode_outputs says.
-template <DType T, int MR, int NC>
+template <class Values, int MR, int NC>
 static __attribute__((noinline)) void decode_outputs_part(const std::byte* const* v,
                                                           std::int64_t offset,
                                                           int rows,
@@ -196,51 +215,62 @@ static __attribute__((noinline)) void decode_outputs_part(const std::byte* const
   vf acc[MR][NC];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int c = 0; c < NC; ++c) acc[r][c] = set1(0.0f);
-  const auto step = [&](int u) __attribute__((always_inline)) {
+  const auto step = [&](int u, bool whole) __attribute__((always_inline)) {
     vf x[NC];
-    const std::byte* at = v[u] + offset;
-#pragma GCC unroll 4
-    for (int c = 0; c < NC; ++c)
-      if constexpr (T == DType::bf16) {
-        if (c % 2 == 0)
-          split_bf16(load(reinterpret_cast<const float*>(at + c * W * 2)), x[c], x[c + 1]);
-      } else {
-        x[c] = load_columns(T, at + c * W * bytes_of<T>, W);
-      }
+    Values::template get<NC>(v + u * Values::rows, offset, whole, x);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
       const vf w = set1(p[u * lanes + r]);
-#pragma GCC unroll 4
-      for (int c = 0; c < NC; ++c) acc[r][c] = fma(x[c], w, acc[r][c]);
+#pragma GCC unroll 8
+      for (int c = 0; c < NC; ++c) acc[r][c] = Values::Dot::step(acc[r][c], x[c], w);
     }
   };
   int j = 0;
 #pragma GCC unroll 1
-  for (; j + 4 <= rows; j += 4) {
+  for (; j + 4 * Values::rows <= rows; j += 4 * Values::rows) {
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) step(u);
-    v += 4;
+    for (int u = 0; u < 4; ++u) step(u, true);
+    v += 4 * Values::rows;
     p += 4 * lanes;
     ask(due, MR < 8 ? 1 : 2);
   }
 #pragma GCC unroll 1
-  for (; j < rows; ++j) {
-    step(0);
-    ++v;
+  for (; j < rows; j += Values::rows) {
+    step(0, j + Values::rows <= rows);
+    v += Values::rows;
     p += lanes;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
     const vf a = set1(alpha[r]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int c = 0; c < NC; ++c) {
       float* at = o + r * o_stride + c * W;
       store(at, fma(load(at), a, acc[r][c]));
     }
   }
   ahead = due;
+}
+
+/// Whole pairs of vectors of columns, NC vectors at once as long as there are so many.
+template <class Values, int MR, int NC>
+static void decode_outputs_columns(const std::byte* const* v,
+                                   int rows,
+                                   int columns,
+                                   const float* p,
+                                   const float* alpha,
+                                   float* o,
+                                   std::int64_t o_stride,
+                                   Ahead& ahead) {
+  int c = 0;
+  for (; c + NC * W <= columns; c += NC * W)
+    decode_outputs_part<Values, MR, NC>(
+        v, c * Values::bytes, rows, p, alpha, o + c, o_stride, ahead);
+  for (; c < columns; c += 2 * W)
+    decode_outputs_part<Values, MR, 2>(
+        v, c * Values::bytes, rows, p, alpha, o + c, o_stride, ahead);
 }
 
 /// Columns that are read where they lie, two vectors at a time; the rest is widened first.
@@ -271,16 +301,11 @@ static void decode_outputs_of(const std::byte* const* v,
   by_queries(count, [&](auto queries, int g) {
     constexpr int MR = decltype(queries)::value, NC = beside(MR);
     float* to = o + g * o_stride;
-    int c = 0;
-    for (; c + NC * W <= direct; c += NC * W)
-      decode_outputs_part<T, MR, NC>(
-          v, c * bytes_of<T>, rows, p + g, alpha + g, to + c, o_stride, ahead);
-    for (; c < direct; c += 2 * W)
-      decode_outputs_part<T, MR, 2>(
-          v, c * bytes_of<T>, rows, p + g, alpha + g, to + c, o_stride, ahead);
-    if (c < columns)
-      decode_outputs_part<DType::f32, MR, 2>(
-          tail, 0, rows, p + g, alpha + g, to + c, o_stride, ahead);
+    decode_outputs_columns<WideRows<T>, MR, NC>(
+        v, rows, direct, p + g, alpha + g, to, o_stride, ahead);
+    if (direct < columns)
+      decode_outputs_part<WideRows<DType::f32>, MR, 2>(
+          tail, 0, rows, p + g, alpha + g, to + direct, o_stride, ahead);
   });
 }
 

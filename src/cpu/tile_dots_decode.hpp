@@ -182,78 +182,21 @@ static void pair_decode_scores(const std::byte* const* k,
 /// Of 32 columns of O: those that one shuffle leaves together lie together.
 constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
 
-/// MR queries and NC vectors of columns.
-template <int MR, int NC>
-static __attribute__((noinline)) void pair_decode_outputs_part(const std::byte* const* v,
-                                                               std::int64_t offset,
-                                                               int rows,
-                                                               const float* __restrict p,
-                                                               const float* __restrict alpha,
-                                                               float* __restrict o,
-                                                               std::int64_t o_stride,
-                                                               Ahead& ahead) {
-  Ahead due = ahead;
-  vf sum[MR][NC];
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-    for (int c = 0; c < NC; ++c) sum[r][c] = set1(0.0f);
-  const auto step = [&](const std::byte* even,
-                        const std::byte* odd) __attribute__((always_inline)) {
-    vf word[NC];
+/// Two rows of V, woven: what pairs of weights multiply. An odd last row is paired with 0.
+struct WovenRows {
+  using Dot = PairDot;
+  static constexpr int rows = 2, bytes = 2;
+  template <int NC>
+  UNDIVIDED_VEC void get(const std::byte* const* v, std::int64_t offset, bool whole, vf* x) {
 #pragma GCC unroll 8
     for (int c = 0; c < NC; c += 2) {
-      const __m512i a = _mm512_loadu_si512(even + offset + c * W * 2);
-      const __m512i b = odd ? _mm512_loadu_si512(odd + offset + c * W * 2) : set1i(0);
-      word[c] = as_f(_mm512_unpacklo_epi16(a, b));
-      word[c + 1] = as_f(_mm512_unpackhi_epi16(a, b));
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) {
-      const vf weight = set1(p[r]);
-#pragma GCC unroll 16
-      for (int c = 0; c < NC; ++c) sum[r][c] = PairDot::step(sum[r][c], word[c], weight);
-    }
-    p += lanes;
-  };
-  constexpr int pairs = MR * NC > 8 ? 2 : 4;
-  int j = 0;
-#pragma GCC unroll 1
-  for (; j + 2 * pairs <= rows; j += 2 * pairs) {
-#pragma GCC unroll 4
-    for (int u = 0; u < pairs; ++u) step(v[2 * u], v[2 * u + 1]);
-    v += 2 * pairs;
-    ask(due, 1);
-  }
-#pragma GCC unroll 1
-  for (; j < rows; j += 2, v += 2) step(v[0], j + 1 < rows ? v[1] : nullptr);
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r) {
-    const vf a = set1(alpha[r]);
-#pragma GCC unroll 16
-    for (int c = 0; c < NC; ++c) {
-      float* at = o + r * o_stride + c * W;
-      store(at, fma(load(at), a, sum[r][c]));
+      const __m512i a = _mm512_loadu_si512(v[0] + offset + c * W * bytes);
+      const __m512i b = whole ? _mm512_loadu_si512(v[1] + offset + c * W * bytes) : set1i(0);
+      x[c] = as_f(_mm512_unpacklo_epi16(a, b));
+      x[c + 1] = as_f(_mm512_unpackhi_epi16(a, b));
     }
   }
-  ahead = due;
-}
-
-/// Whole steps of NC vectors from `c` on; where it ended.
-template <int MR, int NC>
-static int pair_decode_columns(int c,
-                               const std::byte* const* v,
-                               int rows,
-                               int columns,
-                               const float* p,
-                               const float* alpha,
-                               float* o,
-                               std::int64_t o_stride,
-                               Ahead& ahead) {
-  for (; c + NC * W <= columns; c += NC * W)
-    pair_decode_outputs_part<MR, NC>(v, 2 * c, rows, p, alpha, o + c, o_stride, ahead);
-  return c;
-}
+};
 
 static void pair_decode_outputs(const std::byte* const* v,
                                 DType,
@@ -269,12 +212,8 @@ static void pair_decode_outputs(const std::byte* const* v,
   v += first;
   by_queries(count, [&](auto queries, int g) {
     constexpr int MR = decltype(queries)::value, most = 16 / MR < 8 ? 16 / MR : 8;
-    const auto part = [&](auto vectors, int c) {
-      return pair_decode_columns<MR, decltype(vectors)::value>(
-          c, v, rows, columns, p + g, alpha + g, o + g * o_stride, o_stride, ahead);
-    };
-    const int c = part(Count<most>(), 0);
-    if constexpr (most > 2) part(Count<2>(), c);
+    decode_outputs_columns<WovenRows, MR, most>(
+        v, rows, columns, p + g, alpha + g, o + g * o_stride, o_stride, ahead);
   });
 }
 
