@@ -3,6 +3,8 @@
 // while this one is computed. Bits are those of the prefill tile.
 #pragma once
 
+#include <array>
+
 #include "cpu/problem.hpp"
 
 namespace undivided::cpu {
@@ -13,7 +15,7 @@ class Decode {
   struct Memory {
     Memory() = default;
     Memory(Arena& arena, const Setup& setup);
-    float *kt = nullptr, *o = nullptr, *weights = nullptr;
+    float *kt = nullptr, *o = nullptr, *weights = nullptr, *q = nullptr;
     const std::byte** rows[2] = {};      // of this tile and the next
     const std::byte** pieces = nullptr;  // of those, see Ahead
   };
@@ -22,12 +24,20 @@ class Decode {
   /// Rows of one KV head; keys from `high` on are not read.
   void begin(const Sequence& s, std::int64_t b, std::int64_t kv_head, int count, std::int64_t high);
   bool used() const { return count_ > 0; }
-  /// The tile of keys that begins at j0.
-  void visit(std::int64_t j0);
+  /// The tile of keys that begins at j0. It and those after it, `at_once` in all, will be done by
+  /// whole() as far as that can be.
+  void visit(std::int64_t j0, std::int64_t at_once);
   /// Scores of its rows [first, first + rows) for `count` queries; s begins at `first`.
   void scores(int first, int rows, int count, const float* q_t, float* s);
   /// Dots::softmax of scores of its rows from `first` on.
   void softmax(int first, int rows, float* s, float* m, float* l, float* alpha, int vectors);
+  /// Can a tile be done at once, if nothing touches its scores? The order of its sums is not that
+  /// of a prefill.
+  bool whole_tile() const;
+  /// Will the visited tile be?
+  bool at_once() const { return at_once_ > 0; }
+  /// q_t as scores() takes it, m and l of each query as softmax() does; the tiles that were done.
+  std::int64_t whole(const float* q_t, float* m, float* l);
   /// Makes the weights of a tile's queries from `query` on ready for outputs().
   void weights(int first, int rows, int query, int count, const float* p);
   /// Of queries from `query` on.
@@ -36,6 +46,7 @@ class Decode {
   void finish(int query, int count, float* o_t) const;
 
  private:
+  bool find_groups(std::int64_t j0, std::size_t to);
   int find_rows(std::int64_t j0, const std::byte** to) const;
   void ask_for_next();
   std::int64_t o_stride() const;
@@ -44,8 +55,14 @@ class Decode {
   Memory memory_;
   Sequence sequence_;
   std::int64_t b_ = 0, kv_head_ = 0, high_ = 0, next_ = -1, k_bytes_, v_bytes_;
+  std::int64_t j0_ = 0, at_once_ = 0;
+  // Of the tiles that are done at once, see RowTile::Rows.
+  static constexpr std::size_t groups = key_block / row_group;
+  std::array<const std::byte*, 2 * groups> k_groups_, v_groups_;
+  RowTile::Rows k_rows_, v_rows_;
   int count_ = 0, rows_ = 0, next_rows_ = 0;
-  bool near_ = false;  // are V's rows of this tile on their way to the first cache?
+  bool q_rows_ = false;  // are queries in rows?
+  bool near_ = false;    // are V's rows of this tile on their way to the first cache?
   Ahead ahead_;
 };
 

@@ -173,6 +173,7 @@ class Call {
     const std::int64_t low = std::max(tiles.low(), split * split_keys);
     const std::int64_t high =
         splits == 1 ? tiles.high() : std::min(tiles.high(), (split + 1) * split_keys);
+    tiles.absorb_until(high);
     const auto end = [&](int sub) {
       splits == 1 ? finish(tiles, w, sub) : keep_part(tiles, w, sub, split, splits);
     };

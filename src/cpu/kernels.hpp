@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/decode_products.hpp"
 #include "expr/bytecode.hpp"
 #include "undivided/tensor.hpp"
 
@@ -144,74 +145,6 @@ using Unpack = void(const float* from,
                     int columns,
                     std::byte* const* rows,
                     Write how);
-
-/// Pieces of the rows of K and V of the next tile, in the order of memory. Some are asked for
-/// whenever work of some weight is done, so that the requests are spread over the tile: a core has
-/// few buffers for lines on their way, and every load waits for one of these. Kernels work on a
-/// copy of their own: what lies in memory is written and read again around every use.
-struct Ahead {
-  static constexpr int whole = 1 << 12;
-  /// Bytes of a piece. Its lines at 0 and `apart` are asked for, and those `far` after them where
-  /// the processor does not bring them by itself.
-  static constexpr int step = 256;
-  const std::byte *const *next = nullptr, *const *end = nullptr;
-  std::int64_t apart = 0, far = 0;
-  int pace = 0;   // pieces, times `whole`, for a weight of 1
-  int due = 0;    // pieces, times `whole`
-  int spent = 0;  // weight of the work done, about 10 ns each on tile registers
-};
-
-/// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.
-/// Bits are those of Products.
-struct DecodeProducts {
-  int most;  // queries
-  /// The softmax, weights as Products has them. It asks for what is due, and for `rows` rows of V,
-  /// of which the first cache then has what the outputs read.
-  void (*softmax)(float* s,
-                  int rows,
-                  float c,
-                  float slack,
-                  float* m,
-                  float* l,
-                  float* alpha,
-                  int vectors,
-                  const std::byte* const* v,
-                  int v_bytes,
-                  Ahead& ahead);
-  /// s[row][lane] as Products, rows rounded up to the width. `kt` is
-  /// [2][decode_columns][key_block].
-  void (*scores)(const std::byte* const* k,
-                 DType dtype,
-                 int first,
-                 int rows,
-                 int columns,
-                 const float* q_t,
-                 int count,
-                 float scale,
-                 float* kt,
-                 float* s,
-                 Ahead& ahead);
-  /// Weights of the queries from `query` on as outputs read them, from p of words as Products has
-  /// them, laid out like s; null where outputs read those.
-  void (*weights)(const float* p, int first, int rows, int query, int count, float* to);
-  /// o[query][column] = alpha[query] * o[query][column] + (sum over rows of v[row][column] *
-  /// p[row][query]), of one sub-block, or of two if there is `weights`. Columns are in an order of
-  /// their own, `o_stride` is a multiple of two widths.
-  void (*outputs)(const std::byte* const* v,
-                  DType dtype,
-                  int first,
-                  int rows,
-                  int columns,
-                  const float* p,
-                  const float* alpha,
-                  int count,
-                  float* o,
-                  std::int64_t o_stride,
-                  Ahead& ahead);
-  /// That o to [columns][lanes].
-  void (*lanes)(
-      const float* o, std::int64_t o_stride, DType dtype, int columns, int count, float* o_t);
-};
 
 /// Scores of int8: rows of K and Q are whole numbers of at most 127 times a factor of their own. A
 /// word holds four of them where the instruction set sums products of quads, else one as a float32:

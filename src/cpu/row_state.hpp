@@ -40,6 +40,10 @@ class RowState {
       const RowRange& range = tiles.range(sub);
       if (range.empty()) continue;
       tiles.prefetch();
+      if (tiles.absorb_whole(sub, m(sub), l(sub))) {
+        begun_[sub] = true;
+        continue;
+      }
       float* s = tiles.scores(sub);
       ask();
       float* p = tiles.softmax(sub, s, m(sub), l(sub), alpha + sub % 2 * lanes_);

@@ -122,7 +122,7 @@ void ScoreTiles::pack_by_rows(const std::byte* const* rows, int d, float* to) co
 
 void ScoreTiles::load_keys() {
   if (decode_.used()) {
-    decode_.visit(j0_);
+    decode_.visit(j0_, whole_blocks_ahead());
   } else {
     if (soon_.j0 == j0_)
       std::swap(here_, soon_);

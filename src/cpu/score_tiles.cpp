@@ -63,6 +63,8 @@ void ScoreTiles::begin(
   high_ = banded || planned ? 0 : s.k_len;
   std::fill_n(memory_.ready, subs_, Ready::nothing);
   place_ = memory_.places - 1;
+  passed_ = 0;
+  absorbs_ = false;
   if (memory_.places > 1) std::fill_n(memory_.waiting, subs_, Waiting{});
   for (int sub = 0; sub < subs_; ++sub) {
     if (banded) {
@@ -215,6 +217,7 @@ RowRange ScoreTiles::program_range(int sub) const {
 }
 
 bool ScoreTiles::visit(std::int64_t j0) {
+  if (j0 < passed_) return false;
   j0_ = j0;
   made_ = -1;
   rows_ = static_cast<int>(std::min<std::int64_t>(key_block, sequence_.k_len - j0));

@@ -79,6 +79,11 @@ class ScoreTiles {
   /// Local keys [low, high) that any row may need; low is on the grid of key blocks.
   std::int64_t low() const { return low_; }
   std::int64_t high() const { return high_; }
+  /// Blocks up to `high` will be absorbed: absorb_whole() comes before scores().
+  void absorb_until(std::int64_t high) {
+    high_ = high;
+    absorbs_ = true;
+  }
   /// Finds the ranges of all sub-blocks in the block at key j0; false if nobody needs it. Blocks
   /// are visited in ascending order. A sub-block's queries are packed for its first product.
   bool visit(std::int64_t j0);
@@ -105,6 +110,9 @@ class ScoreTiles {
   /// Scores of the range of a sub-block, from its first row: times run.factor they are log2 units.
   /// `raw` (a whole tile, if given) receives them as they are before programs and masks.
   float* scores(int sub, float* raw = nullptr);
+  /// What comes of the visited block, all at once, where nothing touches its scores: false if that
+  /// cannot be. Some of the blocks after it are then done as well, and visit() passes over them.
+  bool absorb_whole(int sub, float* m, float* l);
   /// Does the softmax leave weights in pairs? Dropout wants them in rows.
   bool pairs_weights() const { return run_.setup.dots && !run_.spec.dropout; }
   /// The softmax of those; gives where the weights are.
@@ -183,6 +191,8 @@ class ScoreTiles {
   }
 
  private:
+  /// Blocks from the visited one on that absorb_whole() can do.
+  std::int64_t whole_blocks_ahead() const;
   std::int64_t last_row(int sub) const { return row(sub, lanes_of(sub) - 1); }
   std::int32_t low_of(std::int64_t row) const;
   std::int32_t high_of(std::int64_t row) const;
@@ -217,6 +227,8 @@ class ScoreTiles {
   Decode decode_;
   Sequence sequence_;
   std::int64_t b_ = 0, head_ = 0, first_ = 0, j0_ = 0, low_ = 0, high_ = 0;
+  std::int64_t passed_ = 0;  // keys before it need no visit
+  bool absorbs_ = false;
   KeyRows here_, soon_;  // of the visited block and the next
   int count_ = 0, idle_ = 0, subs_ = 0, rows_ = 0;
   int met_ = 0, asked_ = 0;    // sub-blocks that meet the visited block; rows of the next asked for

@@ -6,6 +6,25 @@
 
 namespace undivided::cpu {
 
+std::int64_t ScoreTiles::whole_blocks_ahead() const {
+  const RowRange& range = memory_.ranges[0];
+  if (!absorbs_ || !decode_.whole_tile() || range.masked || range.size() < rows_ ||
+      run_.setup.score.used || run_.spec.dropout)
+    return 0;
+  std::int64_t end = high_;
+  if (run_.mask_kind == MaskKind::band)
+    end = std::min(end, std::int64_t{memory_.edges[0].high_min} + 1);
+  const bool alike = run_.mask_kind == MaskKind::none || run_.mask_kind == MaskKind::band;
+  return alike ? std::max<std::int64_t>(1, (end - j0_) / key_block) : 1;
+}
+
+bool ScoreTiles::absorb_whole(int sub, float* m, float* l) {
+  if (!decode_.at_once()) return false;
+  pack_queries(sub);
+  passed_ = j0_ + decode_.whole(q_t(sub), m, l) * key_block;
+  return true;
+}
+
 float* ScoreTiles::softmax(int sub, float* s, float* m, float* l, float* alpha) {
   const RowRange& range = memory_.ranges[sub];
   if (decode_.used() && (pairs_weights() || !run_.setup.dots)) {

@@ -28,19 +28,6 @@ UNDIVIDED_VEC void by_queries(int count, F&& body) {
 template <DType T>
 constexpr int bytes_of = T == DType::f32 ? 4 : 2;
 
-/// Asks for what is due after work of some weight.
-UNDIVIDED_VEC void ask(Ahead& a, int weight) {
-  a.spent += weight;
-  for (a.due += weight * a.pace; a.due >= Ahead::whole && a.next != a.end; a.due -= Ahead::whole) {
-    const std::byte* piece = *a.next++;
-    __builtin_prefetch(piece, 0, 2);
-    __builtin_prefetch(piece + a.apart, 0, 2);
-    if (a.far == 0) continue;
-    __builtin_prefetch(piece + a.far, 0, 2);
-    __builtin_prefetch(piece + a.far + a.apart, 0, 2);
-  }
-}
-
 /// Words of two bfloat16: those at even and at odd columns.
 UNDIVIDED_VEC void split_bf16(vf words, vf& even, vf& odd) {
   even = as_f(shli(as_i(words), set1i(16)));
@@ -186,10 +173,10 @@ static void decode_scores_of(const std::byte* const* k,
 template <DType T>
 struct WideRows {
   using Dot = FloatDot;
-  static constexpr int rows = 1, bytes = bytes_of<T>;
-  template <int NC>
-  UNDIVIDED_VEC void get(const std::byte* const* v, std::int64_t offset, bool, vf* x) {
-    const std::byte* at = *v + offset;
+  static constexpr int rows = 1, bytes = bytes_of<T>, most = 16;  // vectors at once
+  template <int NC, class Rows>
+  UNDIVIDED_VEC void get(Rows v, int i, std::int64_t offset, bool, vf* x) {
+    const std::byte* at = v[i] + offset;
 #pragma GCC unroll 8
     for (int c = 0; c < NC; ++c)
       if constexpr (T == DType::bf16) {
@@ -201,47 +188,57 @@ struct WideRows {
   }
 };
 
+/// Where weights lie: from one key, or pair of keys, to the next, and from one query to the next.
+struct WeightsByKey {
+  static constexpr int key = lanes, query = 1;
+};
+
 /// MR queries and NC vectors of columns of what decode_outputs says.
-template <class Values, int MR, int NC>
-static __attribute__((noinline)) void decode_outputs_part(const std::byte* const* v,
+template <class Values, class Weights, int MR, int NC, class Rows, class Asks>
+static __attribute__((noinline)) void decode_outputs_part(Rows v,
                                                           std::int64_t offset,
                                                           int rows,
                                                           const float* __restrict p,
                                                           const float* __restrict alpha,
                                                           float* __restrict o,
                                                           std::int64_t o_stride,
-                                                          Ahead& ahead) {
-  Ahead due = ahead;
+                                                          Asks& ahead) {
+  Asks due = ahead;
   vf acc[MR][NC];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
     for (int c = 0; c < NC; ++c) acc[r][c] = set1(0.0f);
-  const auto step = [&](int u, bool whole) __attribute__((always_inline)) {
-    vf x[NC];
-    Values::template get<NC>(v + u * Values::rows, offset, whole, x);
+  v.parts(rows, [&](auto part, int n) __attribute__((always_inline)) {
+    const auto step = [&](int u, bool whole) __attribute__((always_inline)) {
+      vf x[NC];
+      Values::template get<NC>(part, u * Values::rows, offset, whole, x);
+#pragma GCC unroll 2
+      for (int i = 0; i < Values::rows; ++i)
+        part.template ask<NC * W * Values::bytes>(u * Values::rows + i, offset);
 #pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) {
-      const vf w = set1(p[u * lanes + r]);
-#pragma GCC unroll 8
-      for (int c = 0; c < NC; ++c) acc[r][c] = Values::Dot::step(acc[r][c], x[c], w);
-    }
-  };
-  int j = 0;
+      for (int r = 0; r < MR; ++r) {
+        const vf w = set1(p[u * Weights::key + r * Weights::query]);
+#pragma GCC unroll 16
+        for (int c = 0; c < NC; ++c) acc[r][c] = Values::Dot::step(acc[r][c], x[c], w);
+      }
+    };
+    int j = 0;
 #pragma GCC unroll 1
-  for (; j + 4 * Values::rows <= rows; j += 4 * Values::rows) {
+    for (; j + 4 * Values::rows <= n; j += 4 * Values::rows) {
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) step(u, true);
-    v += 4 * Values::rows;
-    p += 4 * lanes;
-    ask(due, MR < 8 ? 1 : 2);
-  }
+      for (int u = 0; u < 4; ++u) step(u, true);
+      part += 4 * Values::rows;
+      p += 4 * Weights::key;
+      ask(due, MR < 8 ? 1 : 2);
+    }
 #pragma GCC unroll 1
-  for (; j < rows; j += Values::rows) {
-    step(0, j + Values::rows <= rows);
-    v += Values::rows;
-    p += lanes;
-  }
+    for (; j < n; j += Values::rows) {
+      step(0, j + Values::rows <= n);
+      part += Values::rows;
+      p += Weights::key;
+    }
+  });
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
     const vf a = set1(alpha[r]);
@@ -255,22 +252,41 @@ static __attribute__((noinline)) void decode_outputs_part(const std::byte* const
 }
 
 /// Whole pairs of vectors of columns, NC vectors at once as long as there are so many.
-template <class Values, int MR, int NC>
-static void decode_outputs_columns(const std::byte* const* v,
+template <class Values, class Weights, int MR, int NC, class Rows, class Asks>
+static void decode_outputs_columns(Rows v,
                                    int rows,
                                    int columns,
                                    const float* p,
                                    const float* alpha,
                                    float* o,
                                    std::int64_t o_stride,
-                                   Ahead& ahead) {
-  int c = 0;
+                                   Asks& ahead,
+                                   int c = 0) {
   for (; c + NC * W <= columns; c += NC * W)
-    decode_outputs_part<Values, MR, NC>(
+    decode_outputs_part<Values, Weights, MR, NC>(
         v, c * Values::bytes, rows, p, alpha, o + c, o_stride, ahead);
-  for (; c < columns; c += 2 * W)
-    decode_outputs_part<Values, MR, 2>(
-        v, c * Values::bytes, rows, p, alpha, o + c, o_stride, ahead);
+  if constexpr (NC > 2)
+    decode_outputs_columns<Values, Weights, MR, NC / 2>(
+        v, rows, columns, p, alpha, o, o_stride, ahead, c);
+}
+
+/// Whole pairs of vectors of columns, all queries.
+template <class Values, class Weights, class Rows, class Asks>
+static void decode_outputs_whole(Rows v,
+                                 int rows,
+                                 int columns,
+                                 const float* p,
+                                 const float* alpha,
+                                 int count,
+                                 float* o,
+                                 std::int64_t o_stride,
+                                 Asks& ahead) {
+  by_queries(count, [&](auto queries, int g) {
+    constexpr int MR = decltype(queries)::value, NC = decode_registers / MR;
+    decode_outputs_columns < Values, Weights, MR,
+        NC<Values::most ? NC : Values::most>(
+            v, rows, columns, p + g * Weights::query, alpha + g, o + g * o_stride, o_stride, ahead);
+  });
 }
 
 /// Columns that are read where they lie, two vectors at a time; the rest is widened first.
@@ -287,26 +303,21 @@ static void decode_outputs_of(const std::byte* const* v,
                               std::int64_t o_stride,
                               Ahead& ahead) {
   const int direct = direct_columns(columns);
+  decode_outputs_whole<WideRows<T>, WeightsByKey>(
+      ListedRows{v}, rows, direct, p, alpha, count, o, o_stride, ahead);
+  if (direct == columns) return;
   alignas(64) float wide[key_block][2 * W];
   const std::byte* tail[key_block];
-  if (direct < columns)
-    for (int j = 0; j < rows; ++j) {
-      tail[j] = reinterpret_cast<const std::byte*>(wide[j]);
-      for (int c = 0; c < 2 * W; c += W)
-        store(wide[j] + c,
-              direct + c < columns
-                  ? load_columns(T, v[j] + (direct + c) * bytes_of<T>, columns - direct - c)
-                  : set1(0.0f));
-    }
-  by_queries(count, [&](auto queries, int g) {
-    constexpr int MR = decltype(queries)::value, NC = beside(MR);
-    float* to = o + g * o_stride;
-    decode_outputs_columns<WideRows<T>, MR, NC>(
-        v, rows, direct, p + g, alpha + g, to, o_stride, ahead);
-    if (direct < columns)
-      decode_outputs_part<WideRows<DType::f32>, MR, 2>(
-          tail, 0, rows, p + g, alpha + g, to + direct, o_stride, ahead);
-  });
+  for (int j = 0; j < rows; ++j) {
+    tail[j] = reinterpret_cast<const std::byte*>(wide[j]);
+    for (int c = 0; c < 2 * W; c += W)
+      store(wide[j] + c,
+            direct + c < columns
+                ? load_columns(T, v[j] + (direct + c) * bytes_of<T>, columns - direct - c)
+                : set1(0.0f));
+  }
+  decode_outputs_whole<WideRows<DType::f32>, WeightsByKey>(
+      ListedRows{tail}, rows, 2 * W, p, alpha, count, o + direct, o_stride, ahead);
 }
 
 template <class Weights>

@@ -8,32 +8,18 @@
 // run in the order of the prefill tile.
 
 constexpr int dots_decode_rows = 16;  // queries at most
-constexpr int key_group = 16;         // keys whose sums are in registers
 
-/// Do 16 rows lie at equal distances?
-UNDIVIDED_VEC bool evenly_spaced(const std::byte* const* row, std::int64_t stride) {
-  const __m512i step = _mm512_set1_epi64(8 * stride);
-  const __m512i eight =
-      _mm512_mullo_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(stride));
-  const __m512i want =
-      _mm512_add_epi64(_mm512_set1_epi64(reinterpret_cast<std::int64_t>(row[0])), eight);
-  return _mm512_cmpneq_epi64_mask(want, _mm512_loadu_si512(row)) == 0 &&
-         _mm512_cmpneq_epi64_mask(_mm512_add_epi64(want, step), _mm512_loadu_si512(row + 8)) == 0;
+/// Do as many rows lie at equal distances?
+static bool evenly_spaced(const std::byte* const* row, std::int64_t stride) {
+  bool even = true;
+  for (int i = 0; i < key_group; ++i) even &= row[i] == row[0] + i * stride;
+  return even;
 }
 
-/// 16 rows of K as the products read them: where they lie if at equal distances, else copied.
-struct KeyTile {
-  const std::byte* at;
-  std::int64_t stride;
-};
-static KeyTile key_tile(const std::byte* const* k, int n, int columns, float* copy) {
+static KeyTile key_tile(const std::byte* const* k, int n, int words, float* copy) {
   const std::int64_t stride = n > 1 ? k[1] - k[0] : 0;
   if (n >= key_group && evenly_spaced(k, stride)) return {k[0], stride};
-  const int words = columns / 2;
-  for (int i = 0; i < key_group; ++i)
-    for (int w = 0; w < words; w += W)
-      store(copy + i * words + w, load(reinterpret_cast<const float*>(k[i < n ? i : n - 1]) + w));
-  return {reinterpret_cast<const std::byte*>(copy), words * 4};
+  return copied_keys<DType::f32>(ListedRows{k}, n, words, copy);
 }
 
 /// Sums over the lanes of half a vector; the others become 0.
@@ -171,7 +157,7 @@ static void pair_decode_scores(const std::byte* const* k,
                     : count > 4   ? pair_decode_scores_part<HalfLanes>
                                   : pair_decode_scores_of_four;
   for (int r = 0; r < rows; r += key_group)
-    part(key_tile(k + first + r, rows - r, columns, copy),
+    part(key_tile(k + first + r, rows - r, columns / 2, copy),
          columns / 2,
          q_t,
          scale,
@@ -185,13 +171,13 @@ constexpr int plain_column(int i) { return i / 4 % 4 * 8 + i / 16 * 4 + i % 4; }
 /// Two rows of V, woven: what pairs of weights multiply. An odd last row is paired with 0.
 struct WovenRows {
   using Dot = PairDot;
-  static constexpr int rows = 2, bytes = 2;
-  template <int NC>
-  UNDIVIDED_VEC void get(const std::byte* const* v, std::int64_t offset, bool whole, vf* x) {
+  static constexpr int rows = 2, bytes = 2, most = 8;
+  template <int NC, class Rows>
+  UNDIVIDED_VEC void get(Rows v, int i, std::int64_t offset, bool whole, vf* x) {
 #pragma GCC unroll 8
     for (int c = 0; c < NC; c += 2) {
-      const __m512i a = _mm512_loadu_si512(v[0] + offset + c * W * bytes);
-      const __m512i b = whole ? _mm512_loadu_si512(v[1] + offset + c * W * bytes) : set1i(0);
+      const __m512i a = _mm512_loadu_si512(v[i] + offset + c * W * bytes);
+      const __m512i b = whole ? _mm512_loadu_si512(v[i + 1] + offset + c * W * bytes) : set1i(0);
       x[c] = as_f(_mm512_unpacklo_epi16(a, b));
       x[c + 1] = as_f(_mm512_unpackhi_epi16(a, b));
     }
@@ -209,12 +195,8 @@ static void pair_decode_outputs(const std::byte* const* v,
                                 float* o,
                                 std::int64_t o_stride,
                                 Ahead& ahead) {
-  v += first;
-  by_queries(count, [&](auto queries, int g) {
-    constexpr int MR = decltype(queries)::value, most = 16 / MR < 8 ? 16 / MR : 8;
-    decode_outputs_columns<WovenRows, MR, most>(
-        v, rows, columns, p + g, alpha + g, o + g * o_stride, o_stride, ahead);
-  });
+  decode_outputs_whole<WovenRows, WeightsByKey>(
+      ListedRows{v + first}, rows, columns, p, alpha, count, o, o_stride, ahead);
 }
 
 static void pair_decode_lanes(
@@ -231,11 +213,25 @@ static void pair_decode_lanes(
     }
 }
 
+/// Weights of neighbouring keys are the pairs.
+struct RowOfPairs {
+  UNDIVIDED_VEC void put(float* p, int key, vf a) {
+    const vi rounded = shr_logical(addi(as_i(a), set1i(0x8000)), 16);
+    store_low16(reinterpret_cast<std::uint16_t*>(p) + key, rounded);
+  }
+};
+static void pair_row_tile(const RowTile& t) {
+  row_tile_of<DType::f32, PairDot, RowOfPairs, WovenRows>(t, t.dqk / 2);
+}
+
 static constexpr DecodeProducts pair_decode = {dots_decode_rows,
                                                decode_softmax<WeightsInPairs>,
                                                pair_decode_scores,
                                                nullptr,
                                                pair_decode_outputs,
+                                               pair_row_tile,
+                                               row_tile_most,
+                                               row_queries,
                                                pair_decode_lanes};
 
 static const Dots dots = {

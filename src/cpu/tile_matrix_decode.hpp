@@ -40,7 +40,7 @@ static void matrix_decode_scores(const std::byte* const* k,
   const auto part =
       count > edge ? matrix_decode_scores_part<true> : matrix_decode_scores_part<false>;
   for (int r = 0; r < rows; r += edge)
-    part(key_tile(k + first + r, rows - r, columns, copy),
+    part(key_tile(k + first + r, rows - r, columns / 2, copy),
          columns / 2,
          q_t,
          rows - r,
@@ -200,6 +200,9 @@ static constexpr DecodeProducts matrix_decode = {matrix_decode_rows,
                                                  matrix_decode_scores,
                                                  matrix_decode_weights,
                                                  matrix_decode_outputs,
+                                                 nullptr,
+                                                 0,
+                                                 nullptr,
                                                  pair_decode_lanes};
 
 static const Dots matrix = {

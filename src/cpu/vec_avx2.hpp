@@ -167,3 +167,29 @@ UNDIVIDED_VEC void load_transposed(const std::byte* const* row, std::int64_t off
   for (int i = 0; i < W; ++i) a[i] = load(reinterpret_cast<const float*>(row[i] + offset));
   transpose(a);
 }
+/// Lane i of half h is the sum over half h of a[i].
+UNDIVIDED_VEC vf quad_sums(const vf* a) {
+  return _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+}
+/// Lane i is the sum over all lanes of a[i].
+UNDIVIDED_VEC vf sums_of(const vf* a) {
+  const vf low = quad_sums(a), high = quad_sums(a + 4);
+  return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+/// Four floats in each half.
+UNDIVIDED_VEC vf load_quad(const float* p) {
+  return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+}
+/// The halves, `apart` floats from one to the next.
+UNDIVIDED_VEC void store_quads(float* p, int apart, vf a) {
+  _mm_storeu_ps(p, _mm256_castps256_ps128(a));
+  _mm_storeu_ps(p + apart, _mm256_extractf128_ps(a, 1));
+}
+/// f of all lanes, in every lane.
+template <class F>
+UNDIVIDED_VEC vf across(vf a, F&& f) {
+  a = f(a, _mm256_permute2f128_ps(a, a, 0x01));
+  a = f(a, _mm256_permute_ps(a, 0x4e));
+  return f(a, _mm256_permute_ps(a, 0xb1));
+}
+UNDIVIDED_VEC float first_lane(vf a) { return _mm256_cvtss_f32(a); }

@@ -180,3 +180,41 @@ UNDIVIDED_VEC void transpose(vf* a) {
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) a[i] = b[i];
 }
+/// Lane i of quarter q is the sum over quarter q of a[i].
+UNDIVIDED_VEC vf quad_sums(const vf* a) {
+  const auto pd = [](vf x) { return _mm512_castps_pd(x); };
+  const vf low = add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
+  const vf high = add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
+  return add(_mm512_castpd_ps(_mm512_unpacklo_pd(pd(low), pd(high))),
+             _mm512_castpd_ps(_mm512_unpackhi_pd(pd(low), pd(high))));
+}
+/// Lane i is the sum over all lanes of a[i].
+UNDIVIDED_VEC vf sums_of(const vf* a) {
+  vf four[4], half[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) four[i] = quad_sums(a + 4 * i);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    half[i] = add(_mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0x88),
+                  _mm512_shuffle_f32x4(four[2 * i], four[2 * i + 1], 0xdd));
+  return add(_mm512_shuffle_f32x4(half[0], half[1], 0x88),
+             _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+}
+/// Four floats in each quarter.
+UNDIVIDED_VEC vf load_quad(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+/// The quarters, `apart` floats from one to the next.
+UNDIVIDED_VEC void store_quads(float* p, int apart, vf a) {
+  _mm_storeu_ps(p, _mm512_castps512_ps128(a));
+  _mm_storeu_ps(p + apart, _mm512_extractf32x4_ps(a, 1));
+  _mm_storeu_ps(p + 2 * apart, _mm512_extractf32x4_ps(a, 2));
+  _mm_storeu_ps(p + 3 * apart, _mm512_extractf32x4_ps(a, 3));
+}
+/// f of all lanes, in every lane.
+template <class F>
+UNDIVIDED_VEC vf across(vf a, F&& f) {
+  a = f(a, _mm512_shuffle_f32x4(a, a, 0x4e));
+  a = f(a, _mm512_shuffle_f32x4(a, a, 0xb1));
+  a = f(a, _mm512_permute_ps(a, 0x4e));
+  return f(a, _mm512_permute_ps(a, 0xb1));
+}
+UNDIVIDED_VEC float first_lane(vf a) { return _mm512_cvtss_f32(a); }

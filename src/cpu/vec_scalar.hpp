@@ -249,3 +249,38 @@ UNDIVIDED_VEC void load_transposed(const std::byte* const* row, std::int64_t off
   for (int i = 0; i < W; ++i) a[i] = load(reinterpret_cast<const float*>(row[i] + offset));
   transpose(a);
 }
+/// Lane i of four lanes is the sum over these of a[i].
+UNDIVIDED_VEC vf quad_sums(const vf* a) {
+  vf sum = set1(0.0f);
+  for (int i = 0; i < W; ++i)
+    for (int j = 0; j < 4; ++j) sum.x[i] += a[i % 4].x[i / 4 * 4 + j];
+  return sum;
+}
+/// Lane i is the sum over all lanes of a[i].
+UNDIVIDED_VEC vf sums_of(const vf* a) {
+  vf sum = set1(0.0f);
+  for (int i = 0; i < W; ++i)
+    for (int j = 0; j < W; ++j) sum.x[i] += a[i].x[j];
+  return sum;
+}
+/// The same four floats again and again.
+UNDIVIDED_VEC vf load_quad(const float* p) {
+  vf a;
+  for (int i = 0; i < W; ++i) a.x[i] = p[i % 4];
+  return a;
+}
+/// Four lanes and four more, `apart` floats from one to the next.
+UNDIVIDED_VEC void store_quads(float* p, int apart, vf a) {
+  for (int i = 0; i < W; ++i) p[i / 4 * apart + i % 4] = a.x[i];
+}
+/// f of all lanes, in every lane.
+template <class F>
+UNDIVIDED_VEC vf across(vf a, F&& f) {
+  for (int step = W / 2; step > 0; step /= 2) {
+    vf other;
+    for (int i = 0; i < W; ++i) other.x[i] = a.x[i ^ step];
+    a = f(a, other);
+  }
+  return a;
+}
+UNDIVIDED_VEC float first_lane(vf a) { return a.x[0]; }

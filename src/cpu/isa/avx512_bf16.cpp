@@ -19,7 +19,9 @@ constexpr const char* isa_name = "avx512_bf16";
 using IntegerWords = QuadWords;
 #include "cpu/tile_quantised.hpp"
 #include "cpu/tile_forward.hpp"
+#include "cpu/tile_rows.hpp"
 #include "cpu/tile_decode.hpp"
+#include "cpu/tile_row_decode.hpp"
 #include "cpu/tile_program.hpp"
 #include "cpu/tile_backward.hpp"
 #include "cpu/tile_dots.hpp"
