@@ -130,6 +130,17 @@ inline Result launch(FunctionHandle f,
   state().launches.push_back(std::move(made));
   return state().launch;
 }
+inline Result launch_config(const LaunchConfig* c,
+                            FunctionHandle f,
+                            void** arguments,
+                            void** extra) {
+  const bool overlaps = c->attribute_count == 1 &&
+                        c->attributes->id == LaunchAttribute::stream_order_by_program &&
+                        c->attributes->value.on == 1;
+  if (!overlaps) return 1;
+  return launch(
+      f, c->grid[0], 1, 1, c->block[0], 1, 1, c->shared_memory, c->stream, arguments, extra);
+}
 inline Result zeroes_words(DevicePtr at, unsigned, std::size_t words, StreamHandle) {
   const std::lock_guard guard(lock());
   state().zeroed.emplace_back(at, 4 * words);
@@ -186,6 +197,7 @@ inline void* resolve(const char* name) {
       {"cuMemsetD32Async", at(&zeroes_words)},
       {"cuTensorMapEncodeTiled", at(&encode)},
       {"cuLaunchKernel", at(&launch)},
+      {"cuLaunchKernelEx", at(&launch_config)},
       {"cuMemAllocAsync", at(&allocate)},
       {"cuMemFreeAsync", at(&release)},
       {"cuStreamIsCapturing", at(&not_capturing)},

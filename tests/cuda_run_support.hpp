@@ -38,6 +38,11 @@ class CudaRun : public testing::Test {
     if (!nvrtc_availability().ok) GTEST_SKIP() << "no NVRTC: " << nvrtc_availability().reason;
     setenv("UNDIVIDED_FAMILY", "portable", 1);  // claims about the family that every card has
     fake::state() = {};
+    open();
+  }
+  /// The driver as the fake's state now has it.
+  void open() {
+    modules_.reset();
     driver_ = std::make_unique<Driver>(fake::resolve);
     modules_ = std::make_unique<Modules>(
         *driver_, KernelCache(std::string(UNDIVIDED_BINARY_DIR) + "/kernel-cache", {}));

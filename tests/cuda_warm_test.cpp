@@ -56,8 +56,25 @@ TEST_F(CudaWarm, APortableRunAsksForItsContextAndLaunches) {
   Context context;
   context.stream = &marker;
   EXPECT_EQ(warm(*prepared(p), args, context),
-            (Calls{{"cuCtxGetCurrent", 100}, {"cuLaunchKernel", 200}}));  // init and forward
+            (Calls{{"cuCtxGetCurrent", 100},
+                   {"cuLaunchKernel", 100},  // init
+                   {"cuLaunchKernelEx", 100}}));
   EXPECT_EQ(launched(1).stream, &marker);
+}
+
+// A driver that cannot record such launches in a graph, or has none, launches one after the other.
+TEST_F(CudaWarm, AnOlderDriverLaunchesNothingEarly) {
+  const Problem p = problem({.mask = causal(), .max_logit = true});
+  Args args = p.args;
+  args.max_logit = there(DType::f32, {2, 8}, 0x60000);
+  for (const bool old : {true, false}) {
+    fake::state() = {};
+    if (old) fake::state().version = 12020;
+    if (!old) fake::state().missing = "cuLaunchKernelEx";
+    open();
+    fake::contexts() = {driver_->device(0).context};
+    EXPECT_EQ(warm(*prepared(p), args), (Calls{{"cuCtxGetCurrent", 100}, {"cuLaunchKernel", 200}}));
+  }
 }
 
 TEST_F(CudaWarm, AnotherCurrentContextIsPutBack) {
@@ -141,10 +158,11 @@ TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
                   (d == Determinism::fast ? "one to add dQ" : "two to add dQ in order") +
                   "; 2 stages of 128 queries; registers 24 to load, 240 to compute");
     fake::state().launches.clear();
-    EXPECT_EQ(
-        warm(*plan, p.args),
-        (Calls{
-            {"cuCtxGetCurrent", 100}, {"cuTensorMapEncodeTiled", 400}, {"cuLaunchKernel", 300}}));
+    EXPECT_EQ(warm(*plan, p.args),
+              (Calls{{"cuCtxGetCurrent", 100},
+                     {"cuTensorMapEncodeTiled", 400},
+                     {"cuLaunchKernel", 100},
+                     {"cuLaunchKernelEx", 200}}));
     // 128 rows of 64 floats a tile, the counter of tasks, and two turns a tile: of all who add, or
     // of who stores before the others add.
     const Params& first = launched(0).params;

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "cuda/choose.hpp"
+#include "cuda/launch.hpp"
 #include "expr/program.hpp"
 #include "undivided/error.hpp"
 
@@ -75,17 +76,7 @@ void launch_alone(KernelKind kind,
       all.get(spec, {}, device.index, context.compile);
   const DeviceScope scope(all.driver(), device.index);
   void* arguments[] = {params};
-  all.driver().cuLaunchKernel(kernel->function,
-                              static_cast<unsigned>(blocks),
-                              1,
-                              1,
-                              kernel->threads,
-                              1,
-                              1,
-                              0,
-                              context.stream,
-                              arguments,
-                              nullptr);
+  start(all.driver(), *kernel, blocks, arguments, context.stream, false);
 }
 
 Support support_spec(const Spec& s, const Bounds& b) {

@@ -28,6 +28,22 @@ using MemoryPoolHandle = void*;   // CUmemoryPool
 
 inline constexpr Result out_of_memory_result = 2;
 
+/// CUlaunchAttribute and CUlaunchConfig.
+struct LaunchAttribute {
+  static constexpr int stream_order_by_program = 6;  // ..._PROGRAMMATIC_STREAM_SERIALIZATION
+  int id = 0, padding = 0;
+  union {
+    int on;
+    char room[64];
+  } value{};
+};
+struct LaunchConfig {
+  unsigned grid[3] = {1, 1, 1}, block[3] = {1, 1, 1}, shared_memory = 0;
+  StreamHandle stream = nullptr;
+  LaunchAttribute* attributes = nullptr;
+  unsigned attribute_count = 0;
+};
+
 /// What a call does, for the tests that count: `run` may make only launches and queries.
 enum class CallKind : std::uint8_t { query, memory, module, synchronise, copy, launch, other };
 inline constexpr std::size_t call_kinds = 7;
@@ -193,6 +209,8 @@ class Driver {
        void**,
        void**>
       cuLaunchKernel{*this, "cuLaunchKernel", K::launch};
+  Call<const LaunchConfig*, FunctionHandle, void**, void**> cuLaunchKernelEx{
+      *this, "cuLaunchKernelEx", K::launch, false};
 };
 
 template <class... A>

@@ -310,15 +310,29 @@ void fill_mask_plan(const Args& a, Params& p) {
   p.plan.tiles = reinterpret_cast<const unsigned long long(*)[64]>(d.tiles_by_query);
 }
 
-void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream) {
-  set_tiles(kernel.spec, p);
-  const long long blocks = grid_size(kernel.spec, p);
+void start(Driver& driver,
+           const LoadedKernel& kernel,
+           long long blocks,
+           void** arguments,
+           StreamHandle stream,
+           bool follows) {
   if (blocks <= 0) return;
   if (blocks > std::numeric_limits<int>::max())
     refuse("kernel {} needs {} thread blocks; a launch has at most 2147483647: split the batch",
            kernel.info.name,
            blocks);
-  void* arguments[] = {&p};
+  constexpr int oldest_that_captures = 12030;
+  if (follows && kernel.info.arch >= 90 && driver.version() >= oldest_that_captures &&
+      driver.cuLaunchKernelEx.found()) {
+    LaunchAttribute overlap{LaunchAttribute::stream_order_by_program, 0, {1}};
+    const LaunchConfig config{{static_cast<unsigned>(blocks), 1, 1},
+                              {kernel.threads, 1, 1},
+                              kernel.shared_memory,
+                              stream,
+                              &overlap,
+                              1};
+    return driver.cuLaunchKernelEx(&config, kernel.function, arguments, nullptr);
+  }
   driver.cuLaunchKernel(kernel.function,
                         static_cast<unsigned>(blocks),
                         1,
@@ -330,6 +344,13 @@ void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle 
                         stream,
                         arguments,
                         nullptr);
+}
+
+void launch(
+    Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream, bool follows) {
+  set_tiles(kernel.spec, p);
+  void* arguments[] = {&p};
+  start(driver, kernel, grid_size(kernel.spec, p), arguments, stream, follows);
 }
 
 void zero(Driver& driver, const View& view, StreamHandle stream) {

@@ -29,8 +29,18 @@ int element_type(DType dtype);  ///< ElementType
 /// Sets the tile counts of this kernel's grid. sm90: the tiles of all packed sequences are one
 /// column, of which each begins at floor(first row / rows of a tile) + its number.
 void set_tiles(const KernelSpec& spec, Params& p);
-/// The same, and launches it; an empty grid launches nothing.
-void launch(Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream);
+/// Launches blocks of a kernel; none launch nothing. One that `follows` another of the same call is
+/// launched while that one ends, where card and driver can do so: all kernels begin with follow().
+/// Raises Error{invalid_argument, run} for more blocks than a launch has.
+void start(Driver& driver,
+           const LoadedKernel& kernel,
+           long long blocks,
+           void** arguments,
+           StreamHandle stream,
+           bool follows);
+/// The same of this kernel's grid, whose tile counts are set first.
+void launch(
+    Driver& driver, const LoadedKernel& kernel, Params& p, StreamHandle stream, bool follows);
 
 /// The same for the sm90 family: also says how the copy engine reads Q, K and V, and zeroes the
 /// counter of query tiles, where there are more than CTAs, on the stream: a graph replays it.
@@ -46,7 +56,8 @@ void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,
                           int multiprocessors,
-                          StreamHandle stream);
+                          StreamHandle stream,
+                          bool follows);
 
 /// Zeroes a float32 or 16-bit view; strided ones take one call a row of the outer axes.
 void zero(Driver& driver, const View& view, StreamHandle stream);

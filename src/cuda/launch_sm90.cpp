@@ -139,24 +139,15 @@ void launch_sm90(Driver& driver,
   Schedule schedule{static_cast<int>(tiles), sm90_section(s, p), box, counter};
   if (paged) schedule.divide_by(static_cast<std::uint32_t>(p.pages.size));
   void* arguments[] = {&p, &maps, &schedule};
-  driver.cuLaunchKernel(kernel.function,
-                        static_cast<unsigned>(std::min<long long>(tiles, multiprocessors)),
-                        1,
-                        1,
-                        kernel.threads,
-                        1,
-                        1,
-                        kernel.shared_memory,
-                        stream,
-                        arguments,
-                        nullptr);
+  start(driver, kernel, std::min<long long>(tiles, multiprocessors), arguments, stream, false);
 }
 
 void launch_backward_sm90(Driver& driver,
                           const LoadedKernel& kernel,
                           Params& p,
                           int multiprocessors,
-                          StreamHandle stream) {
+                          StreamHandle stream,
+                          bool follows) {
   const KernelSpec& s = kernel.spec;
   set_tiles(s, p);
   const bool ragged_k = s.kv == KvKind::ragged;
@@ -189,17 +180,7 @@ void launch_backward_sm90(Driver& driver,
   float* counter = p.dq_sum + p.dq_floats + (s.capture == Capture::largest ? 1 : 0);
   Schedule schedule{static_cast<int>(tasks), sm90_section(s, p), 0, counter};
   void* arguments[] = {&p, &maps, &schedule};
-  driver.cuLaunchKernel(kernel.function,
-                        static_cast<unsigned>(std::min<long long>(tasks, multiprocessors)),
-                        1,
-                        1,
-                        kernel.threads,
-                        1,
-                        1,
-                        kernel.shared_memory,
-                        stream,
-                        arguments,
-                        nullptr);
+  start(driver, kernel, std::min<long long>(tasks, multiprocessors), arguments, stream, follows);
 }
 
 }  // namespace undivided::cuda

@@ -53,9 +53,12 @@ class CudaPlan final : public Prepared {
                                 static_cast<std::size_t>(p.sums) * sizeof(*sums),
                                 context.stream);
     }
-    for (const auto& kernel : kernels_)
-      if (kernel->spec.kind != KernelKind::sink_gradient || p.dsink)
-        start(*kernel, p, static_cast<std::byte*>(workspace), context.stream);
+    bool follows = false;
+    for (const auto& kernel : kernels_) {
+      if (kernel->spec.kind == KernelKind::sink_gradient && !p.dsink) continue;
+      start_one(*kernel, p, static_cast<std::byte*>(workspace), context.stream, follows);
+      follows = true;
+    }
   }
 
  private:
@@ -65,17 +68,18 @@ class CudaPlan final : public Prepared {
     return wanted && driver.cuTensorMapEncodeTiled.found() ? Family::sm90 : Family::portable;
   }
 
-  void start(const LoadedKernel& kernel,
-             Params& p,
-             std::byte* workspace,
-             StreamHandle stream) const {
+  void start_one(const LoadedKernel& kernel,
+                 Params& p,
+                 std::byte* workspace,
+                 StreamHandle stream,
+                 bool follows) const {
     const int multiprocessors = driver_.device(device_).multiprocessors;
     if (kernel.spec.kind == KernelKind::backward)
-      launch_backward_sm90(driver_, kernel, p, multiprocessors, stream);
+      launch_backward_sm90(driver_, kernel, p, multiprocessors, stream, follows);
     else if (kernel.spec.family == Family::sm90 && kernel.spec.kind == KernelKind::forward)
       launch_sm90(driver_, kernel, p, multiprocessors, workspace + choice_.counter, stream);
     else
-      launch(driver_, kernel, p, stream);
+      launch(driver_, kernel, p, stream, follows);
   }
 
   // Kernels add to these, or write only rows that a sequence uses.

@@ -261,20 +261,21 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   const KindName& k = info(s.kind);
   std::string text = fmt::format("// {}\n#include \"kernels/{}.cuh\"\n\n", s.name(), k.file);
   text += "namespace undivided::cuda {\n\n";
-  const auto entry = [&](const char* params, const char* arguments) {
+  const auto entry = [&](const char* params, const char* first, const char* arguments) {
     return fmt::format(
         "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
-        "    {}(const __grid_constant__ {} p) {{\n  {}{}(p);\n}}\n\n"
+        "    {}(const __grid_constant__ {} p) {{\n{}  {}{}(p);\n}}\n\n"
         "}}  // namespace undivided::cuda\n",
         s.threads(),
         s.min_blocks(),
         entry_name,
         params,
+        first,
         k.function,
         arguments);
   };
-  if (makes_lists(s.kind)) return text + entry("ListParams", "");
-  if (makes_difference(s.kind)) return text + entry("DifferenceParams", "");
+  if (makes_lists(s.kind)) return text + entry("ListParams", "", "");
+  if (makes_difference(s.kind)) return text + entry("DifferenceParams", "", "");
   text += "struct Config {\n";
   text += fmt::format(
       "  using Element = {};\n  using Out = {};\n", device_type(s.dtype), device_type(s.out));
@@ -309,7 +310,7 @@ std::string compose(const KernelSpec& s, std::string_view mask, std::string_view
   text += "};\n\n";
   text += mask.empty() ? std::string("using Mask = FullMask;\n") : std::string(mask);
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
-  return text + entry("Params", "<Config, Mask, Score>");
+  return text + entry("Params", "  follow();\n", "<Config, Mask, Score>");
 }
 
 }  // namespace undivided::cuda

@@ -158,7 +158,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += fmt::format(
       "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
       "    {}(const __grid_constant__ Params p{}) {{\n"
-      "  {}<Config, Mask, Score>(p{});\n}}\n\n"
+      "  follow();\n  {}<Config, Mask, Score>(p{});\n}}\n\n"
       "}}  // namespace undivided::cuda\n",
       s.threads(),
       s.kind == KernelKind::prepare_rows ? 3 : 1,

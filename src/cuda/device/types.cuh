@@ -60,4 +60,12 @@ __device__ inline void store_pair(T* at, float a, float b) {
   }
 }
 
+/// The first step of a kernel that may follow another of the same call (griddepcontrol.wait): what
+/// that one wrote is there then. Nothing if the launch was not to follow one.
+__device__ inline void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 }  // namespace undivided::cuda
