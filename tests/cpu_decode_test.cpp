@@ -171,9 +171,9 @@ TEST_P(CpuDecode, KeysThatNoQueryKeepDoNoHarm) {
 }
 
 TEST_P(CpuDecode, ExplainNamesTheTileAndItsFloor) {
-  const auto explained = [](std::int64_t nq) {
-    const Data x = data_of({.dtype = DType::bf16, .hq = 4, .hkv = 4, .nq = nq, .nk = 500, .d = 32});
-    const Problem p = resolve(x.q, x.kv, {});
+  const auto explained = [](std::int64_t nq, DType t = DType::bf16, Options o = {}) {
+    const Data x = data_of({.dtype = t, .hq = 4, .hkv = 4, .nq = nq, .nk = 500, .d = 32});
+    const Problem p = resolve(x.q, x.kv, o);
     return cpu::prepare(p.spec, p.bounds, cpu_device, {})->explanation;
   };
   const Explanation few = explained(1), many = explained(100);
@@ -181,6 +181,38 @@ TEST_P(CpuDecode, ExplainNamesTheTileAndItsFloor) {
   EXPECT_THAT(few.notes,
               ::testing::Contains("decode floor: one read of K and V, 0.3 MB at the bounds"));
   EXPECT_THAT(many.tiles, ::testing::Not(::testing::HasSubstr("decode")));
+  const auto one_step = ::testing::Contains(
+      "decode: scores, softmax and outputs of a tile are one step, but where a mask ends");
+  EXPECT_THAT(explained(1, DType::f32).notes, one_step);
+  EXPECT_THAT(explained(1, DType::f32, {.score = softcap(5.0f)}).notes, ::testing::Not(one_step));
+  EXPECT_THAT(explained(1, DType::f32, {.determinism = Determinism::invariant}).notes,
+              ::testing::Not(one_step));
+}
+
+// Tiles of strided rows, of pages and of rows that follow one another go different ways in: their
+// values are the same.
+TEST_P(CpuDecode, ARunOfTilesIsTheSameFromAnyLayout) {
+  const std::int64_t n = 64 * 5 + 37;
+  for (const DType t : {DType::f32, DType::f16, DType::bf16})
+    for (const std::int64_t heads : {1, 2, 4, 8}) {  // of one key head
+      SCOPED_TRACE(testing::Message() << name_of(t) << ", " << heads << " queries");
+      const Tensor q = random_tensor(t, {1, heads, 1, 64}, 1),
+                   k = random_tensor(t, {1, 1, n, 64}, 2), v = random_tensor(t, {1, 1, n, 64}, 3);
+      // As one of two heads whose tokens lie between those of the other.
+      const Tensor apart_k = Tensor::empty(t, {1, n, 2, 64}),
+                   apart_v = Tensor::empty(t, {1, n, 2, 64});
+      const std::size_t bytes = 64 * size_of(t);
+      for (std::int64_t j = 0; j < n; ++j)
+        for (const auto& [from, to] : {std::pair{&k, &apart_k}, {&v, &apart_v}}) {
+          std::memcpy(to->at({0, j, 1, 0}), from->at({0, 0, j, 0}), bytes);
+          std::memset(to->at({0, j, 0, 0}), 0x7f, bytes);
+        }
+      const auto second = [](const Tensor& x) { return x.permuted({0, 2, 1, 3}).sliced(1, 1, 2); };
+      const Results whole = forward_of(q, k, v, {}),
+                    apart = forward_of(q, second(apart_k), second(apart_v), {});
+      EXPECT_EQ(0,
+                std::memcmp(whole.o.data, apart.o.data, static_cast<std::size_t>(heads) * bytes));
+    }
 }
 
 TEST_P(CpuDecode, AScoreOrAValueThatIsNaNStaysWithItsQueries) {

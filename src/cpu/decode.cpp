@@ -96,18 +96,23 @@ void Decode::visit(std::int64_t j0, std::int64_t at_once) {
   near_ = !brings_more_lines();  // Zen has 32 KB: 3 to 11 % slower
 }
 
-/// Where the groups of a tile begin, from place `to` on; false if the rows of one lie apart. Past
-/// the last key they repeat. From place 0 on, rows that all lie at equal distances are found once.
+/// Where the groups of a tile begin, from place `to` on; false if the rows of one lie apart. From
+/// there, or past the last key, the group before is named again: it is only asked for. From place 0
+/// on, rows that all lie at equal distances are found once.
 bool Decode::find_groups(std::int64_t j0, std::size_t to) {
   const std::size_t to_end = to + groups;
+  const auto repeat = [&](std::size_t from) {
+    for (; from < to_end; ++from)
+      k_groups_[from] = k_groups_[from - 1], v_groups_[from] = v_groups_[from - 1];
+  };
   for (std::int64_t j = j0; to < to_end; ++to, j += row_group) {
-    if (j >= sequence_.k_len) {
-      k_groups_[to] = k_groups_[to - 1], v_groups_[to] = v_groups_[to - 1];
-      continue;
-    }
-    const KeyPlace place = key_place(run_.spec, run_.args.kv, sequence_, b_, j);
     const std::int64_t left = sequence_.k_len - j;
-    if (place.count < std::min<std::int64_t>(row_group, left)) return false;
+    if (left <= 0) return repeat(to), true;
+    const KeyPlace place = key_place(run_.spec, run_.args.kv, sequence_, b_, j);
+    if (place.count < std::min<std::int64_t>(row_group, left)) {
+      if (to > 0) repeat(to);
+      return false;
+    }
     const KeyRun k = key_run(run_.spec, run_.args.kv.k, place, kv_head_);
     const KeyRun v = key_run(run_.spec, run_.args.kv.v, place, kv_head_);
     k_groups_[to] = k.data, v_groups_[to] = v.data;
@@ -169,12 +174,6 @@ void Decode::softmax(int first, int rows, float* s, float* m, float* l, float* a
                              static_cast<int>(std::min(v_bytes_, near_bytes)),
                              ahead_);
   near_ = true;
-}
-
-bool Decode::whole_tile() const {
-  const Spec& spec = run_.spec;
-  return used() && count_ <= run_.setup.decode->row_tile_most &&
-         spec.determinism != Determinism::invariant && spec.dqk % 32 == 0 && spec.dv % 32 == 0;
 }
 
 std::int64_t Decode::whole(const float* q_t, float* m, float* l) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A macro-tile of few queries: K and V are read where they lie, the next tile's rows are asked for
-// while this one is computed. Bits are those of the prefill tile.
+// while this one is computed. Bits are those of the prefill tile, but where tiles are done at once,
+// which `invariant` plans never do.
 #pragma once
 
 #include <array>
@@ -31,9 +32,8 @@ class Decode {
   void scores(int first, int rows, int count, const float* q_t, float* s);
   /// Dots::softmax of scores of its rows from `first` on.
   void softmax(int first, int rows, float* s, float* m, float* l, float* alpha, int vectors);
-  /// Can a tile be done at once, if nothing touches its scores? The order of its sums is not that
-  /// of a prefill.
-  bool whole_tile() const;
+  /// Can tiles be done at once, where nothing touches their scores?
+  bool whole_tiles() const { return used() && run_.setup.decodes_at_once(count_); }
   /// Will the visited tile be?
   bool at_once() const { return at_once_ > 0; }
   /// q_t as scores() takes it, m and l of each query as softmax() does; the tiles that were done.

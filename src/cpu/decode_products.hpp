@@ -49,7 +49,7 @@ struct RowTile {
 };
 
 /// The products of a tile of few queries. K and V are rows of any dtype where the caller has them.
-/// Bits are those of Products.
+/// Bits are those of Products, but for row_tile.
 struct DecodeProducts {
   int most;  // queries
   /// The softmax, weights as Products has them. It asks for what is due, and for `rows` rows of V,

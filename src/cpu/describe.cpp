@@ -120,6 +120,9 @@ Explanation describe_forward(const Setup& setup, std::int64_t splits, std::int64
         key_block,
         products_of(setup),
         packed);
+    if (setup.decodes_at_once(setup.max_rows()) && !setup.score.used && !s.dropout)
+      e.notes.emplace_back(
+          "decode: scores, softmax and outputs of a tile are one step, but where a mask ends");
     e.notes.push_back(fmt::format("decode floor: one read of K and V, {:.1f} MB at the bounds",
                                   elements_of(s, setup.bounds, 0, s.dqk + s.dv) *
                                       static_cast<double>(size_of(s.dtype)) * 1e-6));

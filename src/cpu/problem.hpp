@@ -44,10 +44,18 @@ struct Setup {
   std::int64_t max_rows() const { return bounds.max_q_len * (packed ? spec.group : 1); }
   std::int64_t tiles(std::int64_t rows) const { return (rows + tile - 1) / tile; }
   /// Do rows that are a macro-tile of their own take the decode tile? It keeps O in rows; more than
-  /// a vector of them must meet some keys for that to pay. Bits are the same either way.
+  /// a vector of them must meet some keys for that to pay. Bits are the same, but for
+  /// decodes_at_once.
   bool decodes(std::int64_t rows, std::int64_t keys) const {
     return decode && rows <= decode->most &&
            (rows <= kernels->width || keys * (spec.dqk + spec.dv) >= 1 << 16);
+  }
+
+  /// Are tiles of so few rows done at once, where nothing touches their scores? The order of their
+  /// sums is then not that of a prefill.
+  bool decodes_at_once(std::int64_t rows) const {
+    return decode && rows <= decode->row_tile_most && spec.determinism != Determinism::invariant &&
+           spec.dqk % 32 == 0 && spec.dv % 32 == 0;
   }
 
  private:

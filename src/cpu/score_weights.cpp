@@ -8,7 +8,7 @@ namespace undivided::cpu {
 
 std::int64_t ScoreTiles::whole_blocks_ahead() const {
   const RowRange& range = memory_.ranges[0];
-  if (!absorbs_ || !decode_.whole_tile() || range.masked || range.size() < rows_ ||
+  if (!absorbs_ || !decode_.whole_tiles() || range.masked || range.size() < rows_ ||
       run_.setup.score.used || run_.spec.dropout)
     return 0;
   std::int64_t end = high_;
