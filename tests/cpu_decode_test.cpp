@@ -189,8 +189,8 @@ TEST_P(CpuDecode, ExplainNamesTheTileAndItsFloor) {
               ::testing::Not(one_step));
 }
 
-// Tiles of strided rows, of pages and of rows that follow one another go different ways in: their
-// values are the same.
+// Rows that follow one another and rows that lie apart ask for different lines: the bits of a run
+// of tiles are the same.
 TEST_P(CpuDecode, ARunOfTilesIsTheSameFromAnyLayout) {
   const std::int64_t n = 64 * 5 + 37;
   for (const DType t : {DType::f32, DType::f16, DType::bf16})

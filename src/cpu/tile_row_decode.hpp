@@ -8,9 +8,9 @@
 
 constexpr int key_group = W;  // keys that are met at once
 
-/// A group of rows of K as the products read them: where they lie if at equal distances, else
-/// copied, and those that are not there repeat the last one.
+/// A group of rows of K as the products read them: where they lie, or copied.
 using KeyTile = EvenRows;
+/// Widened copies; rows that are not there repeat the last one.
 template <DType T, class Rows>
 static KeyTile copied_keys(Rows k, int n, int words, float* copy) {
   for (int i = 0; i < key_group; ++i)
@@ -18,6 +18,7 @@ static KeyTile copied_keys(Rows k, int n, int words, float* copy) {
       store(copy + i * words + w, load_columns(T, k[i < n ? i : n - 1] + w * bytes_of<T>, W));
   return {reinterpret_cast<const std::byte*>(copy), std::int64_t{words} * 4};
 }
+
 /// Scores of W keys for one query, of NV vectors of words, or of any number for 0. Rows are read
 /// one after the other, which is how a processor sees a stream in them, and each asks for one
 /// further on.
