@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sample kernel specs with their policies: a set that covers the values of every axis.
+// Sample kernel specs with their policies: a set that covers the values of every axis. And a card.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,12 +11,20 @@
 #include <thread>
 #include <vector>
 
+#include "cuda/driver.hpp"
 #include "cuda/emit.hpp"
 #include "cuda/spec.hpp"
 #include "expr/program.hpp"
 #include "undivided/undivided.hpp"
 
 namespace undivided::cuda::samples {
+
+inline DeviceInfo hopper_device() {
+  DeviceInfo hopper;
+  hopper.major = 9;
+  hopper.multiprocessors = 132;
+  return hopper;
+}
 
 inline std::shared_ptr<const expr::Program> lifted(const std::shared_ptr<const expr::Program>& p) {
   return std::make_shared<const expr::Program>(expr::lift(*p));

@@ -163,13 +163,13 @@ TEST_F(CudaWarm, AHopperBackwardIsThreeLaunchesAndNoMemset) {
                      {"cuTensorMapEncodeTiled", 400},
                      {"cuLaunchKernel", 100},
                      {"cuLaunchKernelEx", 200}}));
-    // 128 rows of 64 floats a tile, the counter of tasks, and two turns a tile: of all who add, or
+    // 128 rows of 64 floats a tile, the counter of tasks, and four turns a tile: of all who add, or
     // of who stores before the others add.
     const Params& first = launched(0).params;
     EXPECT_EQ(first.dq_tiles, 2 * 8 * 3);
     EXPECT_EQ(first.dq_floats, first.dq_tiles * 128 * 64);
     ASSERT_NE(first.dq_turns, nullptr);
-    const auto end = reinterpret_cast<char*>(first.dq_turns) + 8 * first.dq_tiles;
+    const auto end = reinterpret_cast<char*>(first.dq_turns) + 16 * first.dq_tiles;
     EXPECT_GE(reinterpret_cast<char*>(first.dq_turns),
               reinterpret_cast<char*>(first.dq_sum + first.dq_floats + 4));
     EXPECT_LE(end, reinterpret_cast<char*>(first.delta) + plan->workspace());
@@ -191,6 +191,25 @@ TEST_F(CudaWarm, AnOrderAboveD128HasThreadsForItsTurns) {
               d == Determinism::reproducible)
         << note;
   }
+}
+
+TEST_F(CudaWarm, TwoCtasTake128KeysTogetherAtD256) {
+  hopper();
+  fake::state().maps = false;
+  const Problem f = problem({});
+  const View rows = there(DType::bf16, {2, 8, 300, 256}, 0x70000);
+  const View keys = there(DType::bf16, {2, 2, 300, 256}, 0x200000);
+  Problem p = resolve_backward(Rows(rows), Rows(rows), dense(keys, keys), rows, f.args.lse, {}, {});
+  p.args.dq = rows;
+  p.args.dk = p.args.dv = keys;
+  const auto plan = prepared(p);
+  EXPECT_THAT(plan->explanation.notes.at(1),
+              ::testing::HasSubstr("share 64 keys, two such CTAs that exchange dS; a warp to"));
+  fake::state().launches.clear();
+  std::vector<char> workspace(plan->workspace());
+  plan->run(p.args, workspace.data(), {});
+  // 300 keys are three tasks for each of 2 sequences and 2 heads of keys.
+  EXPECT_EQ(fake::state().launches.at(1).blocks, 2u * 3 * 2 * 2);
 }
 
 TEST_F(CudaWarm, TheCounterOfTasksIsZeroedAlsoWithoutQueries) {

@@ -203,7 +203,7 @@ Choice choose(const Spec& spec, const Bounds& bounds, const DeviceInfo& device, 
         sm90_dq_tiles(k, bounds.batch, heads_of(spec, bounds), bounds.max_q_len, bounds.total_q);
     c.row_stats = take(tiles * 2 * k.tile_m());
     c.dq_sum = take(tiles * sm90_dq_floats(k) + 4);  // and the counters of tasks
-    if (k.ordered || sm90_tile(k).adders > 0) c.dq_turns = take(2 * tiles);
+    if (k.ordered || sm90_tile(k).adders > 0) c.dq_turns = take(4 * tiles);
   }
   if (c.dout >= 0) c.dout = take(parts(c.rows * spec.dv, 2));
   if (c.sums >= 0) c.term_bits = term_bits(spec, bounds);

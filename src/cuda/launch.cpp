@@ -90,8 +90,8 @@ int element_type(DType dtype) {
 }
 
 void set_tiles(const KernelSpec& spec, Params& p) {
-  const int m = spec.tile_m(), n = spec.tile_n();
   const bool sm90 = spec.family == Family::sm90;
+  const int m = spec.tile_m(), n = spec.tile_n() * (sm90 ? sm90_tile(spec).ctas : 1);
   if (m > 0) {
     const int tokens = spec.packed && sm90 ? m / p.group : m;  // whole ones
     if (sm90 && spec.rows == RowKind::ragged)

@@ -180,7 +180,13 @@ void launch_backward_sm90(Driver& driver,
   float* counter = p.dq_sum + p.dq_floats + (s.capture == Capture::largest ? 1 : 0);
   Schedule schedule{static_cast<int>(tasks), sm90_section(s, p), 0, counter};
   void* arguments[] = {&p, &maps, &schedule};
-  start(driver, kernel, std::min<long long>(tasks, multiprocessors), arguments, stream, follows);
+  const int ctas = sm90_tile(s).ctas;
+  start(driver,
+        kernel,
+        std::min<long long>(tasks, multiprocessors / ctas) * ctas,
+        arguments,
+        stream,
+        follows);
 }
 
 }  // namespace undivided::cuda

@@ -144,7 +144,7 @@ struct Params {
   float* dq_sum;          // sm90: dQ before its rounding, in tiles, then the counters of tasks;
                           // zeroed by prepare_rows, unless the first stores
   float* row_stats;       // sm90: of each query tile its LSE in log2, then its delta
-  int* dq_turns;          // ordered or stored by the first: whose turn it is, two a tile
+  int* dq_turns;          // ordered or stored by the first: whose turn it is, four a tile
   long long dq_tiles, dq_floats;  // how many; multiples of 4 floats
   MatrixRef dq, dk, dv;           // data null: not wanted; float32 or 16-bit (Config::out)
   float* dsink;                   // [heads] or null

@@ -210,9 +210,10 @@ void CudaPlan::explain() {
   if (const KernelSpec& k = (*main)->spec; k.kind == KernelKind::backward) {
     const Sm90Tile t = sm90_tile(k);
     e.notes.push_back(fmt::format(
-        "2 warpgroups {}; a warp to find tiles, one to load{}; {} stages of {} "
+        "2 warpgroups {}{}; a warp to find tiles, one to load{}; {} stages of {} "
         "queries; registers {} to load, {} to compute",
         t.keys == 64 ? "that share 64 keys" : "of 64 keys",
+        t.ctas == 2 ? ", two such CTAs that exchange dS" : "",
         t.adders == 0
             ? (k.ordered ? ", two for the turns of dQ" : "")
             : fmt::format(

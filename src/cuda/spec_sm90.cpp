@@ -118,6 +118,7 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
       {"dv", s.dv},
       {"m", t.queries},
       {"n", t.keys},
+      {"ctas", t.ctas},
       {"shared_memory", static_cast<int>(s.shared_memory())},
       {"dq_floats", backward ? sm90_dq_floats(s) : 0},
       {"warpgroups", t.warpgroups},
@@ -156,10 +157,11 @@ std::string compose_sm90(const KernelSpec& s, std::string_view mask, std::string
   text += score.empty() ? std::string("using Score = IdentityScore;\n") : std::string(score);
   const bool maps = !rows;
   text += fmt::format(
-      "\nextern \"C\" __global__ void __launch_bounds__({}, {})\n"
+      "\nextern \"C\" __global__ void {}__launch_bounds__({}, {})\n"
       "    {}(const __grid_constant__ Params p{}) {{\n"
       "  follow();\n  {}<Config, Mask, Score>(p{});\n}}\n\n"
       "}}  // namespace undivided::cuda\n",
+      t.ctas > 1 && !rows ? fmt::format("__cluster_dims__({}, 1, 1) ", t.ctas) : std::string(),
       s.threads(),
       s.kind == KernelKind::prepare_rows ? 3 : 1,
       entry_name,

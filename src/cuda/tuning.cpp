@@ -20,6 +20,15 @@ bool broad(const KernelSpec& k) { return k.dqk > 128 && k.dqk <= 192 && k.dv <= 
 // with a plan (prefix-LM) that gave 301 where 128 keys give 491 and spill a few scalars.
 bool wide(const KernelSpec& k) { return std::max(k.dqk, k.dv) > 128 && !broad(k); }
 
+// Do two CTAs of those exchange dS? d 256, without: causal 0.88 to 0.96 as fast, full 0.88 to 0.94,
+// 32/2 heads 0.76, prefix 0.89, softcap 0.93, documents 0.96; in order 0.78 to 0.91. d 192: prefix
+// and softcap 0.95, in order 0.70 to 0.87, but causal 1.01 and full 1.03. Not with captures of a
+// score, which need the registers.
+bool pairs(const KernelSpec& k) {
+  return k.kind == KernelKind::backward && wide(k) && slabs(k.dqk) > 2 &&
+         (slabs(k.dqk) == 4 || k.ordered || heavy(k)) && k.capture == Capture::none;
+}
+
 Sm90Tile backward_tile(const KernelSpec& k) {
   Sm90Tile t;
   // 128 queries feed the tensor cores better; above d 64 the sums of dK and dV leave no registers.
@@ -27,6 +36,7 @@ Sm90Tile backward_tile(const KernelSpec& k) {
   // with 64, which spill nothing. Not by capture: prepare_rows and gather_dq have the same tiles.
   t.queries = std::max(k.dqk, k.dv) <= 64 ? 128 : 64;
   if (wide(k)) t.keys = 64;
+  if (pairs(k)) t.ctas = 2;
   // Each waits for an answer from L2. Without an order, d 128: 1.01 to 1.02 of what one gives, d
   // 64: 0.98.
   t.adders = wide(k) ? 0 : k.ordered || t.queries == 64 ? 2 : 1;
@@ -51,13 +61,15 @@ std::size_t backward_shared_memory(const KernelSpec& k) {
   if (by_query_tiles(k.kind)) return 0;
   const Sm90Tile t = backward_tile(k);
   const int columns = slabs(k.dqk) + slabs(k.dv), blocks = t.queries / 64;
-  const int tiles = (t.keys + t.stages * t.queries) * columns * 128;
-  const int ds = (broad(k) ? 1 : 2) * blocks * t.keys * 128;
+  const int dout = t.ctas == 2 && columns > 6 ? slabs(k.dv) : 0;  // stages less
+  const int tiles = ((t.keys + t.stages * t.queries) * columns - t.queries * dout) * 128;
+  const int other = t.ctas == 2 ? 4 * t.keys * 128 : 0;  // dS and K
+  const int ds = (broad(k) ? 1 : 2) * blocks * t.keys * 128 + other;
   const int passed = wide(k) ? 64 * 64 * 4 : sm90_dq_floats(k) * 4;  // P, or dQ
   const int rows = 2 * t.stages * t.queries * 4;
   const int of_plan = k.mask == MaskKind::plan ? t.keys / 64 * blocks : 0;
   const int bits = k.inside_program || columns == 8 ? 0 : t.stages * of_plan * 512;
-  const int barriers = 8 * (3 + 4 * t.stages) + 64 + 16 * task_slots + 16 + 48 + 16;
+  const int barriers = 8 * (3 + 4 * t.stages) + 64 + 16 * task_slots + 16 + 48 + 40 + 16;
   const int tasks = 15 + task_slots * 64;
   const int info = 24 + 4 * of_plan, order = 16;
   return static_cast<std::size_t>(1024 + tiles + ds + passed + rows + bits + barriers + tasks +
@@ -182,10 +194,10 @@ int sm90_section(const KernelSpec& k, const Params& p) {
   long long heads = 1;
   while (heads * 2 * bytes <= l2_share && heads < pairs) heads *= 2;
   // Ordered, 64 keys: tasks of one pair that run side by side wait for each other at every tile, so
-  // few of many pairs run. d 256, causal, of `fast`: with 1, 2, 4, 8, 16 pairs 0.65, 0.73, 0.81,
-  // 0.84, 0.85 at 8192 tokens, 0.71, 0.80, 0.85, 0.88 at 16384. A full mask wants 4: 0.91, plans
-  // what the rule above gives them.
-  if (is_backward(k) && k.tile_n() == 64 && k.mask == MaskKind::band) heads = std::max(heads, 16LL);
+  // few of many pairs run. d 256, causal, of `fast`: with 8, 16, 32 pairs 0.94, 0.93, 0.88 at 4096
+  // tokens, 0.95, 0.95, 0.89 at 2048, with 16 and 64 0.94 and 0.83 at 512; d 192 0.68 with 8, 0.73
+  // with 16.
+  if (is_backward(k) && k.tile_n() == 64 && k.mask == MaskKind::band) heads = 16;
   // Ordered: who comes before has then gone ahead by some tiles, and short sequences side by side
   // read more than stays in L2. 512 tokens, causal 1.15; 1024 1.06, d 64 1.19; 2048 1.02.
   if (is_backward(k) && k.kv == KvKind::dense && k.tile_n() == 128) {

@@ -10,6 +10,7 @@ struct Sm90Tile {
   int warpgroups = 2;  // of 64 query rows (backward: keys); one more loads
   int queries = 128;   // of a tile
   int keys = 128;
+  int ctas = 1;    // backward: that share a task, each with `keys` of it, and exchange dS
   int stages = 2;  // of K and of V; backward: of Q and of dO
   int q_stages = 1;
   int adders = 0;    // backward: threads that add dQ for the consumers; 0: these do it themselves

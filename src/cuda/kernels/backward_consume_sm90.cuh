@@ -150,18 +150,20 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
   const int group = warpgroup_index();
 
   if (threadIdx.x == 0) {
-    mbarrier_init(base + L::keys_full, 2);
+    mbarrier_init(base + L::keys_full, L::paired ? 4 : 2);
     mbarrier_init(base + L::keys_empty, 8);
     mbarrier_init(base + L::tail, 1);
     for (int i = 0; i < C::stages; ++i) {
       mbarrier_init(base + L::q_full + 8 * i, 2);
-      mbarrier_init(base + L::dout_full + 8 * i, 1);
       mbarrier_init(base + L::q_empty + 8 * i, 8);
+    }
+    for (int i = 0; i < L::dout_stages; ++i) {
+      mbarrier_init(base + L::dout_full + 8 * i, 1);
       mbarrier_init(base + L::dout_empty + 8 * i, 8);
     }
     for (int g = 0; g < 2; ++g) {
       mbarrier_init(base + L::ds_full + 8 * g, L::wide ? 4 : 8);
-      mbarrier_init(base + L::ds_empty + 8 * g, 8);
+      mbarrier_init(base + L::ds_empty + 8 * g, L::paired ? 16 : 8);
       mbarrier_init(base + L::dq_full + 8 * g, 4);  // wide: of P, full and empty
       mbarrier_init(base + L::dq_empty + 8 * g, 1);
     }
@@ -174,11 +176,19 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       mbarrier_init(base + L::turn_ready + 8 * g, 1);
       mbarrier_init(base + L::turn_added + 8 * g, 4);
     }
+    if constexpr (L::paired) {
+      for (int g = 0; g < 2; ++g) mbarrier_init(base + L::other_ds_full + 8 * g, 4);
+      mbarrier_init(base + L::shared_task_full, 1);
+      mbarrier_init(base + L::shared_task_empty, 1);
+    }
     mbarrier_init(base + L::order_full, 1);
     mbarrier_init(base + L::order_empty, 1);
     mbarrier_init_fence();
   }
-  __syncthreads();
+  if constexpr (L::paired)
+    cluster_sync();
+  else
+    __syncthreads();
 
   if (group == 2) {
     lower_registers<C::producer_registers>();
@@ -192,12 +202,14 @@ __device__ __forceinline__ void backward_roles90(const Params& p,
       const int group = warp / 2;  // warps 1 and 3
       if (C::adders == 2) add_dq<C>(p, base, group, group + 1);
       if (C::adders == 1 && group == 0) add_dq<C>(p, base, 0, 2);
-      if (L::wide && C::ordered && L::dq_columns(group) > 0) keep_turns<C>(p, base, group);
+      if (L::wide && C::ordered && L::dq_width(group) > 0) keep_turns<C>(p, base, group);
     }
   } else {
     raise_registers<C::consumer_registers>();
     consume(base, group);
   }
+  // The other CTA may still write to this one's shared memory.
+  if constexpr (L::paired) cluster_sync();
 }
 
 }  // namespace undivided::cuda

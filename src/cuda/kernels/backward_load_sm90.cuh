@@ -18,6 +18,7 @@ struct BackwardScheduler90 {
   unsigned base;
   bool lead;
   Ring<1> orders;
+  int counted = -1, turns = 0;  // ordered: lane i has the turn of tile `counted` - i; -1: none
 
   /// All heads of a group meet a query tile before the next one: CTAs of shorter walks stay beside
   /// the others, and what they read stays in L2. A plan has other tiles for each head, and captured
@@ -42,7 +43,10 @@ struct BackwardScheduler90 {
         }
     }
     int turn = 0;
-    if constexpr (C::ordered) turn = visitors_before<C>(p, s, t.b, h, tile, t.j0);
+    if constexpr (C::ordered && QueryTiles<C>::planned)
+      turn = counted_turn(t, h, tile);
+    else if constexpr (C::ordered)
+      turn = visitors_before<C>(p, s, t.b, h, tile, t.j0);
     const int last = !step();
     mbarrier_wait(base + L::order_empty, orders.parity() ^ 1);
     orders.next();
@@ -64,6 +68,17 @@ struct BackwardScheduler90 {
     mbarrier_arrive(base + L::order_full);
   }
 
+  /// The turn of a tile in a plan. To look it up takes about as long as a tile does, four reads of
+  /// L2 after each other: each lane looks up that of one of the next 32 tiles.
+  __device__ int counted_turn(const KeyTask90& t, int h, int tile) {
+    if (counted < 0 || counted - tile > 31) {
+      counted = tile;
+      const int own = maximum(0, tile - static_cast<int>(threadIdx.x & 31));
+      turns = visitors_before<C>(p, t.s, t.b, h, own, t.j0);
+    }
+    return __shfl_sync(0xffffffffu, turns, counted - tile);
+  }
+
   /// Which keys task `at` is. Packed rows: a column of the key tiles of all sequences, as for the
   /// query tiles of the forward.
   __device__ void find(int at, int& kv_head, int& b, int& j0) const {
@@ -76,19 +91,41 @@ struct BackwardScheduler90 {
     kv_head = pair % p.kv_heads;
     b = pair / p.kv_heads;
     if constexpr (ragged) {
-      b = sequence_of_slot(p.k_offsets, p.total_k, C::n, p.batch, tile);
-      tile = maximum(0, tile - first_slot(p.k_offsets, p.total_k, C::n, b));
+      b = sequence_of_slot(p.k_offsets, p.total_k, L::task_keys, p.batch, tile);
+      tile = maximum(0, tile - first_slot(p.k_offsets, p.total_k, L::task_keys, b));
     }
-    j0 = tile * C::n;
+    j0 = tile * L::task_keys;
+  }
+
+  /// The next task. CTA 1 of a pair hears it from CTA 0.
+  __device__ int next_task(unsigned parity) const {
+    int at = 0;
+    if constexpr (L::paired) {
+      if (cluster_rank() == 1) {
+        cluster_wait(base + L::shared_task_full, parity);
+        at = load_shared_word(base + L::shared_task);
+        __syncwarp();
+        if (lead) cluster_arrive(cluster_address(base + L::shared_task_empty, 0));
+        return at;
+      }
+      cluster_wait(base + L::shared_task_empty, parity ^ 1);
+    }
+    if (lead) at = atomicAdd(schedule.counter, 1);
+    at = __shfl_sync(0xffffffffu, at, 0);
+    if (L::paired && lead) {
+      cluster_store_word(cluster_address(base + L::shared_task, 1), at);
+      cluster_arrive(cluster_address(base + L::shared_task_full, 1));
+    }
+    return at;
   }
 
   /// Tasks are taken in ascending order by all CTAs: who waits for another's dQ has come after it.
   __device__ void run() {
+    const int mine = pair_rank<C>() * C::n;  // of the keys of a task
+    Ring<1> shared_tasks;
 #pragma unroll 1
-    for (Ring<L::task_slots> tasks;; tasks.next()) {
-      int at = 0;
-      if (lead) at = atomicAdd(schedule.counter, 1);
-      at = __shfl_sync(0xffffffffu, at, 0);
+    for (Ring<L::task_slots> tasks;; tasks.next(), shared_tasks.next()) {
+      const int at = next_task(shared_tasks.parity());
       const unsigned slot = base + L::tasks + 64 * tasks.at();
       const unsigned full = base + L::task_full + 8 * tasks.at();
       mbarrier_wait(base + L::task_empty + 8 * tasks.at(), tasks.parity() ^ 1);
@@ -107,6 +144,7 @@ struct BackwardScheduler90 {
       int h, left;  // the query head, and how many there are from it on
       QueryTiles<C> tiles;
       const auto settle = [&](const Sequence& s, int of, int key) {  // to a head that has a tile
+        counted = -1;
         for (; left > 0; ++h, --left) {
           tiles = QueryTiles<C>(p, s, of, h, key);
           if (tiles.valid()) return true;
@@ -119,7 +157,7 @@ struct BackwardScheduler90 {
         h = kv_head * p.group;
         left = j0 < s.k_len ? p.group : 0;
         any = settle(s, b, j0);
-        if (lead) KeyTask90::of<C>(p, s, kv_head, b, j0, any).write(slot);
+        if (lead) KeyTask90::of<C>(p, s, kv_head, b, j0 + mine, any).write(slot);
         __syncwarp();
         if (lead) mbarrier_arrive(full);
       }
@@ -139,7 +177,7 @@ struct BackwardScheduler90 {
           if (any || --left == 0) return any;
           ++h;
           const KeyTask90 t = KeyTask90::read<C>(slot);
-          return any = settle(t.s, t.b, t.j0);
+          return any = settle(t.s, t.b, t.j0 - mine);
         });
     }
   }
@@ -154,20 +192,27 @@ struct BackwardProducer90 {
   unsigned base;
   bool lead;
   Ring<C::stages> ring;
+  Ring<L::dout_stages> douts;
   Ring<1> orders, keys_ring;
   unsigned tail_parity = 0;
 
   /// A tile of `rows` tokens, of which the first `clean` are ours and the rest become zeros.
   template <int slabs, int rows>
-  __device__ void load(
-      unsigned to, const TensorMap& map, unsigned full, int token, int head, int batch, int clean) {
+  __device__ void load(unsigned to,
+                       const TensorMap& map,
+                       unsigned full,
+                       int token,
+                       int head,
+                       int batch,
+                       int clean,
+                       int column = 0) {
     constexpr int slab = rows * 128;
     const unsigned barrier = clean < rows ? base + L::tail : full;
     if (lead) {
       mbarrier_expect(barrier, slabs * slab);
 #pragma unroll
       for (int i = 0; i < slabs; ++i)
-        tma_load(to + i * slab, map, barrier, i * 64, token, head, batch);
+        tma_load(to + i * slab, map, barrier, column + i * 64, token, head, batch);
     }
     if (clean >= rows) return;
     mbarrier_wait(barrier, tail_parity);
@@ -191,10 +236,24 @@ struct BackwardProducer90 {
     mbarrier_wait(base + L::keys_empty, keys_ring.parity() ^ 1);
     keys_ring.next();
     const int token = static_cast<int>(s.k_first) + j0, batch = C::kv == KvKind::ragged ? 0 : b;
-    const int clean = C::kv == KvKind::ragged || p.k_lengths.data ? s.k_len - j0 : C::n;
+    const bool counted = C::kv == KvKind::ragged || p.k_lengths.data;
+    const int clean = counted ? s.k_len - j0 : C::n;
     load<L::q_slabs, C::n>(base, maps.k, base + L::keys_full, token, kv_head, batch, clean);
     load<L::v_slabs, C::n>(
         base + L::v_at, maps.v, base + L::keys_full, token, kv_head, batch, clean);
+    if constexpr (L::paired) {
+      const int over = cluster_rank() == 0 ? C::n : -C::n;
+#pragma unroll
+      for (int g = 0; g < 2; ++g)
+        load<1, C::n>(base + L::other_k_at + g * L::key_slab,
+                      maps.k,
+                      base + L::keys_full,
+                      token + over,
+                      kv_head,
+                      batch,
+                      counted ? clean - over : C::n,
+                      L::dq_column(g) / 64 * 64);
+    }
   }
 
   /// Queries, LSE and delta, and the bits of a plan. Lane i holds word i of the order.
@@ -227,15 +286,17 @@ struct BackwardProducer90 {
       if (i >= 0 && i < L::blocks && order >= 0)
         bulk_load(base + L::bits + (at * L::blocks + i) * 512, p.plan.tiles[order], 512, q_full);
     }
-    mbarrier_wait(base + L::dout_empty + 8 * at, ring.parity() ^ 1);
-    load<L::v_slabs, C::m>(base + L::dout_at + L::dout_bytes * at,
+    const int place = douts.at();
+    mbarrier_wait(base + L::dout_empty + 8 * place, douts.parity() ^ 1);
+    load<L::v_slabs, C::m>(base + L::dout_at + L::dout_bytes * place,
                            maps.dout,
-                           base + L::dout_full + 8 * at,
+                           base + L::dout_full + 8 * place,
                            token,
                            h,
                            batch,
                            clean);
     ring.next();
+    douts.next();
   }
 
   __device__ void run() {
@@ -271,7 +332,7 @@ __device__ inline void add_dq(const Params& p, unsigned base, int first, int end
         bulk_wait<0>();
         return;
       }
-      int* turns = p.dq_turns + 2 * tile + first;
+      int* turns = p.dq_turns + 4 * tile + first;
       if (g == first) {
         const int turn = C::ordered ? load_shared_word(base + L::dq_turn + 4 * g) : claim(turns);
         stores = turn == 0;
@@ -304,7 +365,7 @@ __device__ inline void keep_turns(const Params& p, unsigned base, int group) {
     mbarrier_wait(base + L::turn_asked + 8 * group, parity);
     const int tile = load_shared_word(base + L::dq_to + 4 * group);
     if (tile < 0) return;
-    int* turns = p.dq_turns + 2 * tile + group;
+    int* turns = p.dq_turns + 4 * tile + 2 * pair_rank<C>() + group;
     wait_for_turn(turns, load_shared_word(base + L::dq_turn + 4 * group));
     mbarrier_arrive(base + L::turn_ready + 8 * group);
     mbarrier_wait(base + L::turn_added + 8 * group, parity);

@@ -128,7 +128,7 @@ __device__ void prepare_rows(const Params& p) {
 #pragma unroll
     for (int k = 0; k < L::dq_floats / 4; k += 256) sums[k + at] = float4{0.0f, 0.0f, 0.0f, 0.0f};
   }
-  if ((C::ordered || !L::wide) && at < 2) p.dq_turns[2 * t.sums + at] = 0;
+  if ((C::ordered || !L::wide) && at < 4) p.dq_turns[4 * t.sums + at] = 0;
   if (p.o_type == element_f32)
     row_deltas<C, float>(p, t, delta);
   else
@@ -154,7 +154,7 @@ __device__ void gather_dq(const Params& p) {
       reinterpret_cast<const float4*>(p.dq_sum + static_cast<long long>(r.sums) * L::dq_floats +
                                       group * L::dq_second) +
       thread;
-  const bool none = !L::wide && p.dq_turns[2 * r.sums] == 0;  // no key, and so no sums
+  const bool none = !L::wide && p.dq_turns[4 * r.sums] == 0;  // no key, and so no sums
   // A half holds 64 rows of all columns, or all rows of its columns.
   const int row = r.i0 + (C::m == 128 ? group * 64 : 0) + thread / 32 * 16 + (thread & 31) / 4;
   const auto columns = [&](auto first, auto end, int quad = 0) {
@@ -179,7 +179,7 @@ __device__ void gather_dq(const Params& p) {
       }
     }
   };
-  constexpr int half = C::m == 128 ? C::dqk : L::broad ? 64 : L::dq_columns(0);
+  constexpr int half = C::m == 128 ? C::dqk : L::broad ? 64 : L::dq_width(0);
   constexpr int end = L::broad ? 128 : C::dqk;
   if (C::m == 128 || group == 0)
     columns(Constant<0>{}, Constant<(end < half ? end : half)>{});

@@ -4,6 +4,7 @@
 // and 2 t + 1 of each 8.
 #pragma once
 
+#include "device/cluster.cuh"
 #include "kernels/output_sm90.cuh"
 
 namespace undivided::cuda {
@@ -12,12 +13,22 @@ struct BackwardMaps {
   TensorMap q, k, v, dout;  // axes: dim, token, head, batch; ragged: one batch
 };
 
+/// Which CTA of a pair this is.
+template <class C>
+__device__ inline int pair_rank() {
+  return C::ctas == 2 ? cluster_rank() : 0;
+}
+
 /// Offsets in shared memory; K is at 0. Tiles are slabs of 64 columns; see wgmma.cuh.
 template <class C>
 struct SharedBackward90 {
   static constexpr bool wide = C::n == 64;  // both warpgroups share all keys
+  /// Do two CTAs share a task, each with half its keys? See backward_wide_sm90.cuh.
+  static constexpr bool paired = C::ctas == 2;
+  static constexpr int task_keys = C::n * C::ctas;
   static constexpr int key_blocks = C::n / 64;
   static constexpr int q_slabs = (C::dqk + 63) / 64, v_slabs = (C::dv + 63) / 64;
+  static constexpr int dout_stages = paired && q_slabs + v_slabs > 6 ? 1 : C::stages;
   /// 128 keys and dqk above 128: registers hold dP of 32 queries at a time.
   static constexpr bool broad = !wide && q_slabs > 2;
   static constexpr int row_slab = C::m * 128, key_slab = C::n * 128;
@@ -29,15 +40,24 @@ struct SharedBackward90 {
   static constexpr int dq_floats = 64 * (wide ? q_slabs * 64 : broad ? 192 : 128);
   static constexpr int dq_second = wide ? (q_slabs + 1) / 2 * 64 * 64 : dq_floats / 2;
   static constexpr int dq_bytes = wide ? 0 : dq_floats / 2 * 4;
-  /// Wide: columns of dQ that a warpgroup makes.
-  static __device__ constexpr int dq_columns(int group) {
-    return group == 0 ? (q_slabs + 1) / 2 * 64 : q_slabs / 2 * 64;
+  /// Wide: columns of dQ that a warpgroup makes, and the first of them. Of three slabs the CTAs of
+  /// a pair share the one in the middle.
+  static __device__ constexpr int dq_width(int group) {
+    if (paired) return group == 0 || q_slabs == 4 ? 64 : 32;
+    return (q_slabs + 1 - group) / 2 * 64;
+  }
+  static __device__ int dq_column(int group) {
+    if (!paired) return group * dq_width(0);
+    return group == 0 ? pair_rank<C>() * 128 : 64 + pair_rank<C>() * (q_slabs == 4 ? 128 : 32);
   }
   static constexpr int v_at = q_slabs * key_slab, q_at = v_at + v_slabs * key_slab;
   static constexpr int dout_at = q_at + C::stages * q_bytes;
-  static constexpr int ds_at = dout_at + C::stages * dout_bytes;  // taken in turn
-  static constexpr int dq_at = ds_at + ds_tiles * ds_bytes;       // one a warpgroup
-  static constexpr int p_at = dq_at + 2 * dq_bytes;               // wide: P of the tile
+  static constexpr int ds_at = dout_at + dout_stages * dout_bytes;  // taken in turn
+  // Paired: dS of the other CTA, and of its K the columns that this one needs.
+  static constexpr int other_ds_at = ds_at + ds_tiles * ds_bytes;
+  static constexpr int other_k_at = other_ds_at + (paired ? ds_tiles * ds_bytes : 0);
+  static constexpr int dq_at = other_k_at + (paired ? 2 * key_slab : 0);  // one a warpgroup
+  static constexpr int p_at = dq_at + 2 * dq_bytes;                       // wide: P of the tile
   // LSE in log2, a float a row, then delta; of a plan then 64 words for each block with bits.
   static constexpr int lse = p_at + p_bytes, delta = lse + C::m * 4;
   static constexpr int stats_bytes = 2 * C::m * 4;
@@ -49,8 +69,8 @@ struct SharedBackward90 {
   static constexpr int keys_empty = keys_full + 8, tail = keys_empty + 8;
   static constexpr int q_full = tail + 8, q_empty = q_full + 8 * C::stages;
   static constexpr int dout_full = q_empty + 8 * C::stages;
-  static constexpr int dout_empty = dout_full + 8 * C::stages;
-  static constexpr int dq_full = dout_empty + 8 * C::stages, dq_empty = dq_full + 16;
+  static constexpr int dout_empty = dout_full + 8 * dout_stages;
+  static constexpr int dq_full = dout_empty + 8 * dout_stages, dq_empty = dq_full + 16;
   static constexpr int p_full = dq_full, p_empty = p_full + 8;  // wide: instead
   static constexpr int ds_full = dq_empty + 16, ds_empty = ds_full + 16;
   static constexpr int task_slots = 3, task_full = ds_empty + 16;
@@ -59,7 +79,11 @@ struct SharedBackward90 {
   // Wide and ordered: of each warpgroup; see keep_turns().
   static constexpr int turn_asked = order_empty + 8, turn_ready = turn_asked + 16;
   static constexpr int turn_added = turn_ready + 16;
-  static constexpr int dq_to = turn_added + 16;  // the tile of dQ of each warpgroup, or -1: the end
+  // Paired: dS of the other CTA is here; CTA 1: the next task is, CTA 0: it has been taken.
+  static constexpr int other_ds_full = turn_added + 16, shared_task_full = other_ds_full + 16;
+  static constexpr int shared_task_empty = shared_task_full + 8;
+  static constexpr int shared_task = shared_task_empty + 8;
+  static constexpr int dq_to = shared_task + 8;  // the tile of dQ of each warpgroup, or -1: the end
   static constexpr int dq_turn = dq_to + 8;      // ordered: and its place in the order
   static constexpr int tasks = (dq_turn + 8 + 15) / 16 * 16;  // of KeyTask90
   // Per stage: head; query tile; the tile of its sums; ordered: its place in their order; is it the
@@ -144,15 +168,16 @@ struct QueryTiles {
   static constexpr bool planned = C::mask == MaskKind::plan;
   static constexpr bool down = C::ordered || C::mask == MaskKind::band;
   static constexpr int per = C::m / 64;  // of a plan: blocks of a tile
-  static constexpr int key_blocks = C::n / 64;
+  static constexpr int key_blocks = SharedBackward90<C>::task_keys / 64;
 
   int tile = down ? -1 : 0, first = 0, end = 0;
   const PlanRef* plan = nullptr;
   BlockCursor<down> keys[key_blocks];
 
   QueryTiles() = default;
+  /// Of the task whose first key is j0.
   __device__ QueryTiles(const Params& p, const Sequence& s, int b, int h, int j0) {
-    const int j1 = minimum(j0 + C::n, s.k_len) - 1;
+    const int j1 = minimum(j0 + SharedBackward90<C>::task_keys, s.k_len) - 1;
     long long low = 0, high = s.q_len;
     if constexpr (C::mask == MaskKind::band) {
       const Band band(p, s);
@@ -181,8 +206,11 @@ struct QueryTiles {
     tile += down ? -1 : 1;
     if constexpr (planned) settle();
   }
-  /// Class of one 64 x 64 block of the tile at hand, asked once each, in the order of the walk.
+  /// Class of one 64 x 64 block of the tile at hand and this CTA's keys, asked once each, in the
+  /// order of the walk.
   __device__ int block_class(int g, int i) {
+    if constexpr (SharedBackward90<C>::paired)
+      if (pair_rank<C>() == 1) return keys[1].template block_class<C>(*plan, tile * per + i);
     return keys[g].template block_class<C>(*plan, tile * per + i);
   }
 
@@ -201,18 +229,19 @@ struct QueryTiles {
   }
 };
 
-/// How many key tiles before that of key j0 visit a query tile.
+/// How many tasks before that of key j0 visit a query tile.
 template <class C>
 __device__ inline int visitors_before(
     const Params& p, const Sequence& s, int b, int h, int tile, int j0) {
-  const int mine = j0 / C::n;
+  constexpr int keys = SharedBackward90<C>::task_keys;
+  const int mine = j0 / keys;
   if constexpr (C::mask == MaskKind::band) {
     const long long key = maximum<long long>(0, Band(p, s).first_key(tile * C::m));
-    return mine - static_cast<int>(key / C::n);
+    return mine - static_cast<int>(key / keys);
   }
   if constexpr (C::mask == MaskKind::plan) {
     // The runs of its rows of blocks, merged: they may meet in a tile, and so may two of one row.
-    constexpr int rows = C::m / 64, per = C::n / 64;
+    constexpr int rows = C::m / 64, per = keys / 64;
     const PlanEntry& e = p.plan.entries[p.plan.entry_of[b * p.heads + h]];
     int at[rows], stop[rows], count = 0, counted = 0;
 #pragma unroll
