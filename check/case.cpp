@@ -105,12 +105,6 @@ const std::vector<Axis>& axes() {
   return table;
 }
 
-std::size_t axis_index(std::string_view name) {
-  for (std::size_t a = 0; a < axes().size(); ++a)
-    if (axes()[a].name == name) return a;
-  refuse(fmt::format("there is no axis '{}' in the grid", name));
-}
-
 std::string get(const Case& c, std::size_t axis) {
   const auto pair = [](std::int64_t a, std::int64_t b) { return fmt::format("{}x{}", a, b); };
   switch (axis) {
@@ -190,6 +184,22 @@ std::string Case::name() const {
   return out;
 }
 
+namespace {
+
+/// Of those that a name spells out as axis=value.
+std::size_t word_axis_index(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const WordAxis& w : word_axes()) {
+    if (w.name == name) return numeric_axes + names.size();
+    names.push_back(w.name);
+  }
+  refuse(fmt::format("'{}=' in a case name: axis=value has one of the axes {}, precision, seed",
+                     name,
+                     fmt::join(names, ", ")));
+}
+
+}  // namespace
+
 Case Case::parse(std::string_view name) {
   Case c;
   static constexpr std::string_view prefixes[] = {"", "", "d", "q", "k", "h", "b"};
@@ -216,7 +226,7 @@ Case Case::parse(std::string_view name) {
     } else if (key == "seed")
       c.seed = static_cast<std::uint64_t>(number(value, word, 0));
     else
-      set(c, std::max(axis_index(key), numeric_axes), value);
+      set(c, word_axis_index(key), value);
   }
   if (const std::string why = impossible(c); !why.empty())
     refuse(fmt::format("case '{}' means nothing: {}", name, why));

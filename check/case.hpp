@@ -65,7 +65,6 @@ struct Axis {
 const std::vector<Axis>& axes();
 std::string get(const Case& c, std::size_t axis);
 void set(Case& c, std::size_t axis, std::string_view value);
-std::size_t axis_index(std::string_view name);
 
 /// Empty if the case means something; else why it does not (for example: "partial results have no
 /// gradient").

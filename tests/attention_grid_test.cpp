@@ -74,7 +74,9 @@ TEST(Grid, NamesThatMeanNothingAreRefusedWithWhatIsAllowed) {
   expect_refusal("sideways.f32.d8.q1.k1.h1x1.b1", "forward or backward");
   expect_refusal("forward.i8.d8.q1.k1.h1x1.b1", "f32, f16 or bf16");
   expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.mask=diagonal", "mask is one of full, causal");
-  expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.colour=red", "no axis 'colour'");
+  expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.colour=red",
+                 "'colour=' in a case name: axis=value has one of the axes rows, ");
+  expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.heads=2x2", "'heads=' in a case name");
   expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.mask", "axis=value");
   expect_refusal("forward.f32.d8.x1.k1.h1x1.b1", "q<number>");
   expect_refusal("forward.f32.d8.q1.k1.h1x1.b1.want=q", "no gradients to choose");
