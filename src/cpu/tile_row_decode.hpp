@@ -19,10 +19,10 @@ static KeyTile copied_keys(Rows k, int n, int words, float* copy) {
   return {reinterpret_cast<const std::byte*>(copy), std::int64_t{words} * 4};
 }
 
-/// Scores of W keys for one query, of NV vectors of words, or of any number for 0. Rows are read
-/// one after the other, which is how a processor sees a stream in them, and each asks for one
-/// further on.
-template <class Dot, int NV, class Part>
+/// Scores of W keys of type T for one query, of NV vectors of words, or of any number for 0. Rows
+/// are read one after the other, which is how a processor sees a stream in them, and each asks for
+/// one further on.
+template <DType T, class Dot, int NV, class Part>
 static __attribute__((noinline)) void row_scores(KeyTile k,
                                                  int words,
                                                  const float* __restrict q,
@@ -33,11 +33,11 @@ static __attribute__((noinline)) void row_scores(KeyTile k,
   vf sum[W];
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i) {
-    const float* at = reinterpret_cast<const float*>(k.at + i * k.stride);
+    const std::byte* at = k[i];
     for (int c = 0; c < bytes; c += 256) rows.template ask<256>(i, c);
     sum[i] = set1(0.0f);
     const auto step = [&](int w) __attribute__((always_inline)) {
-      sum[i] = Dot::step(sum[i], load(at + w), load(q + w));
+      sum[i] = Dot::step(sum[i], load_columns(T, at + w * bytes_of<T>, W), load(q + w));
     };
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) step(v * W);
@@ -103,15 +103,15 @@ static __attribute__((noinline)) void quad_scores(
 /// than these pay with quads of four alone.
 constexpr int rows_apart = 2, row_tile_most = W == 16 ? 8 : rows_apart;
 
-/// Scores of a group of keys; `bytes` of a row are asked for beside each.
-template <class Dot, class Part>
+/// Scores of a group of keys of type T; `bytes` of a row are asked for beside each.
+template <DType T, class Dot, class Part>
 static void row_tile_scores(
     KeyTile k, int words, const RowTile& t, float* s, Part rows, int bytes) {
   if (W < 16 || t.count <= rows_apart) {
-    const auto part = words == 8 * W   ? row_scores<Dot, 8, Part>
-                      : words == 4 * W ? row_scores<Dot, 4, Part>
-                      : words == 2 * W ? row_scores<Dot, 2, Part>
-                                       : row_scores<Dot, 0, Part>;
+    const auto part = words == 8 * W   ? row_scores<T, Dot, 8, Part>
+                      : words == 4 * W ? row_scores<T, Dot, 4, Part>
+                      : words == 2 * W ? row_scores<T, Dot, 2, Part>
+                                       : row_scores<T, Dot, 0, Part>;
     for (int i = 0; i < t.count; ++i, bytes = 0)
       part(k, words, t.q + i * max_dim, t.scale, s + i * key_block, rows, bytes);
   } else if constexpr (W == 16) {
@@ -160,13 +160,13 @@ static void row_tile_asking(const RowTile& t, int words) {
   for (int r = 0; r < t.rows; r += key_group) {
     const auto rows = keys.from(r);
     const int n = t.rows - r;
-    const bool there = T == DType::f32 && n >= key_group;
-    row_tile_scores<Dot>(there ? rows.now : copied_keys<T>(rows.now, n, words, t.copy),
-                         words,
-                         t,
-                         s[0] + r,
-                         rows,
-                         words * bytes_of<T>);
+    const int bytes = words * bytes_of<T>;
+    // So few queries widen rows anew, which costs less than a copy.
+    if (n >= key_group && (T == DType::f32 || t.count <= rows_apart))
+      row_tile_scores<T, Dot>(rows.now, words, t, s[0] + r, rows, bytes);
+    else
+      row_tile_scores<DType::f32, Dot>(
+          copied_keys<T>(rows.now, n, words, t.copy), words, t, s[0] + r, rows, bytes);
   }
   for (int i = 0; i < t.count; ++i) {
     for (int r = t.rows; r % W != 0; ++r) s[i][r] = -__builtin_inff();
