@@ -12,6 +12,7 @@
 
 #include "cpu/describe.hpp"
 #include "cpu/gaps.hpp"
+#include "cpu/key_mass.hpp"
 #include "cpu/row_end.hpp"
 #include "cpu/row_state.hpp"
 
@@ -20,7 +21,6 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr std::int64_t split_unit = 256;
-constexpr std::int64_t mass_keys = 16 * key_block;  // keys of one key_mass task
 
 /// Scratch of one worker.
 struct Worker {
@@ -240,42 +240,6 @@ class Call {
     }
   }
 
-  /// key_mass of keys [j0, j0 + mass_keys): the weights again, with the final LSE, summed over
-  /// queries.
-  void mass(std::int64_t b, std::int64_t head, std::int64_t j0, int id) const {
-    const Sequence s = sequence(run_.spec, run_.args, b, head);
-    const std::int64_t end = std::min(s.k_len, j0 + mass_keys);
-    if (j0 >= end) return;
-    const Worker w = worker(id);
-    ScoreTiles tiles(run_, w.tiles);
-    float sum[mass_keys] = {}, lse2[max_lanes];
-    for (std::int64_t first = 0; first < s.q_len; first += run_.tile) {
-      tiles.begin(
-          s, b, head, first, static_cast<int>(std::min<std::int64_t>(run_.tile, s.q_len - first)));
-      for (std::int64_t j = std::max(j0, tiles.low()); j < std::min(end, tiles.high());
-           j += key_block) {
-        if (!tiles.visit(j)) continue;
-        tiles.load_keys();
-        for (int sub = 0; sub < tiles.subs(); ++sub) {
-          const RowRange& range = tiles.range(sub);
-          if (range.empty()) continue;
-          for (int lane = 0; lane < kernels_.lanes; ++lane) {
-            const float lse = lane < tiles.lanes_of(sub)
-                                  ? *row_scalar(run_.spec, lse_, s, b, head, tiles.row(sub, lane))
-                                  : 0.0f;
-            lse2[lane] = lse == -infinity ? infinity : static_cast<float>(lse * log2_e);
-          }
-          float* p = tiles.scores(sub);
-          kernels_.weights(p, range.size(), run_.factor, lse2);
-          kernels_.sum_lanes(p, range.size(), tiles.lanes_of(sub), sum + (j - j0) + range.begin);
-        }
-      }
-    }
-    for (std::int64_t j = j0; j < end; ++j)
-      *reinterpret_cast<float*>(key_scalar_address(run_.spec, run_.args.key_mass, s, b, head, j)) =
-          sum[j - j0];
-  }
-
  private:
   std::int64_t part(std::int64_t b,
                     std::int64_t head,
@@ -356,14 +320,6 @@ class Call {
   View lse_;
 };
 
-void zero_floats(const View& v) {  // any strides, rank 2 or 3
-  const std::int64_t outer = v.rank == 3 ? v.size(0) : 1, o = v.rank == 3 ? v.stride[0] : 0;
-  for (std::int64_t x = 0; x < outer; ++x)
-    for (std::int64_t y = 0; y < v.size(-2); ++y)
-      for (std::int64_t z = 0; z < v.size(-1); ++z)
-        static_cast<float*>(v.data)[x * o + y * v.step(-2) + z * v.step(-1)] = 0;
-}
-
 void Forward::run(const Args& args, void* workspace, const Context& context) const {
   Executor& executor = executor_of(context, setup_.workers);
   const Spec& spec = setup_.spec;
@@ -406,14 +362,8 @@ void Forward::run(const Args& args, void* workspace, const Context& context) con
     executor.parallel_for(shared.batch * heads * tiles, [&](std::int64_t i, int) {
       call.merge(i / tiles / heads, i / tiles % heads, i % tiles, splits);
     });
-  if (args.key_mass) {
-    zero_floats(args.key_mass);
-    const std::int64_t chunks = (shared.max_k_len + mass_keys - 1) / mass_keys;
-    executor.parallel_for(shared.batch * shared.heads * chunks, [&](std::int64_t i, int worker) {
-      call.mass(
-          i / chunks / shared.heads, i / chunks % shared.heads, i % chunks * mass_keys, worker);
-    });
-  }
+  if (args.key_mass)
+    write_key_mass(shared, lse, executor, [&](int id) { return call.worker(id).tiles; });
 }
 
 }  // namespace
