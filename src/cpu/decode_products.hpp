@@ -37,12 +37,13 @@ struct RowTile {
     std::int64_t stride = 0;  // bytes from one row of a group to the next
   } k, v;
   DType dtype{};
-  int rows = 0, dqk = 0, dv = 0;  // dims are multiples of 32
-  int count = 0;                  // queries
-  const float* q = nullptr;       // as row_queries leaves them
-  float scale = 1;                // of scores, see Products
-  float factor = 1, slack = 0;    // see Softmax
-  float *m = nullptr, *l = nullptr, *o = nullptr;
+  int rows = 0, dqk = 0, dv = 0;     // dims are multiples of 32
+  int count = 0;                     // queries
+  const float* q = nullptr;          // as row_queries leaves them
+  float scale = 1;                   // of scores, see Products
+  float factor = 1, slack = 0;       // see Softmax
+  float *m = nullptr, *l = nullptr;  // whole vectors, also of fewer queries
+  float* o = nullptr;
   std::int64_t o_stride = 0;
   float* copy = nullptr;  // room for 16 rows, widened
   bool stream = false;    // do rows of K follow one another?

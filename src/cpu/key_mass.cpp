@@ -41,8 +41,8 @@ void mass(const Run& run,
         if (range.empty()) continue;
         for (int lane = 0; lane < run.kernels.lanes; ++lane) {
           const float row_lse = lane < tiles.lanes_of(sub)
-                                ? *row_scalar(run.spec, lse, s, b, head, tiles.row(sub, lane))
-                                : 0.0f;
+                                    ? *row_scalar(run.spec, lse, s, b, head, tiles.row(sub, lane))
+                                    : 0.0f;
           lse2[lane] = row_lse == -infinity ? infinity : static_cast<float>(row_lse * log2_e);
         }
         float* p = tiles.scores(sub);

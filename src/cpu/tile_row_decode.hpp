@@ -122,28 +122,42 @@ static void row_tile_scores(
   }
 }
 
-/// As softmax_all says, of one query: s of whole vectors of keys, -inf past the last key.
+alignas(64) constexpr float lane_numbers[16] = {
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/// As softmax_all says, of all queries: s of whole vectors of keys, -inf past the last key. Maxima
+/// and sums are found by keys, with queries in the lanes from there on.
 template <class Weights>
-UNDIVIDED_VEC void row_softmax(
-    float* s, int rows, float factor, float slack, float& m, float& l, float& alpha) {
-  const vf infinity = set1(-__builtin_inff());
-  vf high = infinity;
-  for (int j = 0; j < rows; j += W) high = max(high, load(s + j));
-  const vf old = set1(m), c = set1(factor);
-  const vf found = mul(across(high, [](vf a, vf b) { return max(a, b); }), c);
-  const vf now = select(lt(add(old, set1(slack)), found), found, old);
-  const vf base = select(eq(now, infinity), set1(0.0f), now);
-  const vf a = exp2_of(sub(old, base)), less = sub(set1(0.0f), base);
-  vf sum = set1(0.0f);
-  for (int j = 0; j < rows; j += W) {
-    const vf p = exp2_of(fma(load(s + j), c, less));
-    sum = add(sum, p);
-    Weights::put(s, j, p);
+static void rows_softmax(float (*s)[key_block], const RowTile& t, float* alpha) {
+  const vf infinity = set1(-__builtin_inff()), c = set1(t.factor);
+  const auto lane = [&](int i) __attribute__((always_inline)) {
+    return eq(load(lane_numbers), set1(static_cast<float>(i)));
+  };
+  vf top = infinity;
+  for (int i = 0; i < t.count; ++i) {
+    vf high = infinity;
+    for (int j = 0; j < t.rows; j += W) high = max(high, load(s[i] + j));
+    top = select(lane(i), across(high, [](vf a, vf b) { return max(a, b); }), top);
   }
-  sum = across(sum, [](vf x, vf y) { return add(x, y); });
-  m = first_lane(now);
-  alpha = first_lane(a);
-  l = l * alpha + first_lane(sum);
+  const vf found = mul(top, c), old = load(t.m);
+  const vf now = select(lt(add(old, set1(t.slack)), found), found, old);
+  const vf base = select(eq(now, infinity), set1(0.0f), now);
+  const vf a = exp2_of(sub(old, base));
+  store(t.m, now);
+  store(alpha, a);
+  alignas(64) float less[W];
+  store(less, sub(set1(0.0f), base));
+  vf sums = set1(0.0f);
+  for (int i = 0; i < t.count; ++i) {
+    vf sum = set1(0.0f);
+    for (int j = 0; j < t.rows; j += W) {
+      const vf p = exp2_of(fma(load(s[i] + j), c, set1(less[i])));
+      sum = add(sum, p);
+      Weights::put(s[i], j, p);
+    }
+    sums = select(lane(i), across(sum, [](vf x, vf y) { return add(x, y); }), sums);
+  }
+  store(t.l, fma(load(t.l), a, sums));
 }
 
 struct RowOfWeights {
@@ -155,7 +169,7 @@ struct WeightsByQuery {
 
 template <DType T, class Dot, class Weights, class Values, class Asks>
 static void row_tile_asking(const RowTile& t, int words) {
-  alignas(64) float s[row_tile_most][key_block], alpha[row_tile_most];
+  alignas(64) float s[row_tile_most][key_block], alpha[W];
   const GroupedRows<Asks> keys = {t.k}, values = {t.v};
   for (int r = 0; r < t.rows; r += key_group) {
     const auto rows = keys.from(r);
@@ -168,10 +182,9 @@ static void row_tile_asking(const RowTile& t, int words) {
       row_tile_scores<DType::f32, Dot>(
           copied_keys<T>(rows.now, n, words, t.copy), words, t, s[0] + r, rows, bytes);
   }
-  for (int i = 0; i < t.count; ++i) {
+  for (int i = 0; i < t.count; ++i)
     for (int r = t.rows; r % W != 0; ++r) s[i][r] = -__builtin_inff();
-    row_softmax<Weights>(s[i], t.rows, t.factor, t.slack, t.m[i], t.l[i], alpha[i]);
-  }
+  rows_softmax<Weights>(s, t, alpha);
   Beside none;
   decode_outputs_whole<Values, WeightsByQuery>(
       values, t.rows, t.dv, s[0], alpha, t.count, t.o, t.o_stride, none);
