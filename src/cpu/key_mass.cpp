@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+// The weights of each key, summed once more when the LSE is known.
 #include "cpu/key_mass.hpp"
 
 #include <limits>
