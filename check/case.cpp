@@ -84,6 +84,18 @@ std::pair<std::int64_t, std::int64_t> two_numbers(std::string_view text, std::st
   return {number(text.substr(0, x), whole, 1), number(text.substr(x + 1), whole, 1)};
 }
 
+/// Of those that a name spells out as axis=value.
+std::size_t word_axis_index(std::string_view name) {
+  std::vector<std::string_view> names;
+  for (const WordAxis& w : word_axes()) {
+    if (w.name == name) return numeric_axes + names.size();
+    names.push_back(w.name);
+  }
+  refuse(fmt::format("'{}=' in a case name: axis=value has one of the axes {}, precision, seed",
+                     name,
+                     fmt::join(names, ", ")));
+}
+
 }  // namespace
 
 const std::vector<Axis>& axes() {
@@ -183,22 +195,6 @@ std::string Case::name() const {
   if (seed != 1) out += fmt::format(".seed={}", seed);
   return out;
 }
-
-namespace {
-
-/// Of those that a name spells out as axis=value.
-std::size_t word_axis_index(std::string_view name) {
-  std::vector<std::string_view> names;
-  for (const WordAxis& w : word_axes()) {
-    if (w.name == name) return numeric_axes + names.size();
-    names.push_back(w.name);
-  }
-  refuse(fmt::format("'{}=' in a case name: axis=value has one of the axes {}, precision, seed",
-                     name,
-                     fmt::join(names, ", ")));
-}
-
-}  // namespace
 
 Case Case::parse(std::string_view name) {
   Case c;

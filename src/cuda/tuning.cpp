@@ -22,7 +22,7 @@ bool wide(const KernelSpec& k) { return std::max(k.dqk, k.dv) > 128 && !broad(k)
 
 // Do two CTAs of those exchange dS? d 256, without: causal 0.88 to 0.96 as fast, full 0.88 to 0.94,
 // 32/2 heads 0.76, prefix 0.89, softcap 0.93, documents 0.96; in order 0.78 to 0.91. d 192: prefix
-// and softcap 0.95, in order 0.70 to 0.87, but causal 1.01 and full 1.03. Not with captures of a
+// and softcap 0.95, in order 0.76 to 0.86, but causal 1.01 and full 1.03. Not with captures of a
 // score, which need the registers.
 bool pairs(const KernelSpec& k) {
   return k.kind == KernelKind::backward && wide(k) && slabs(k.dqk) > 2 &&
